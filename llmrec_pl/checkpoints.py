@@ -1,0 +1,171 @@
+"""Writing checkpoints atomically, reading them safely, and leaving one where training stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from llmrec_pl.errors import CheckpointMismatchError, LLMRecError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+_STEPS_BETWEEN_VOTES = 8
+"""Steps after which several processes compare whether one of them wants a checkpoint."""
+
+
+class CheckpointWriteError(LLMRecError, OSError):
+    """A checkpoint could not be written; the one before it is untouched."""
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:  # noqa: ANN401
+    """Load a checkpoint that may hold nothing but tensors and plain data.
+
+    Raises:
+        CheckpointMismatchError: the file is missing, damaged, or holds other objects.
+    """
+    if not Path(path).is_file():
+        raise CheckpointMismatchError(
+            f"no checkpoint at {str(path)!r}; `fit` prints the paths it writes, under "
+            "`<run>/checkpoints/`."
+        )
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location, weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged files
+        first = str(error).splitlines()[0]
+        raise CheckpointMismatchError(
+            f"cannot read checkpoint {str(path)!r}: {first}. It is damaged or no checkpoint; "
+            "resume from another one in its folder."
+        ) from error
+    return checkpoint
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, syncs, and renames: a checkpoint exists whole or not at all."""
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: Any,  # noqa: ANN401
+        storage_options: Any | None = None,  # noqa: ANN401
+    ) -> None:
+        """Write a checkpoint file.
+
+        Raises:
+            CheckpointWriteError: the disk is full or the folder cannot be written.
+        """
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            raise CheckpointWriteError(
+                f"cannot write checkpoint {str(target)!r}: {error}. Earlier checkpoints are "
+                "untouched; free disk space or give `--trainer.default_root_dir` another disk, "
+                "then resume with `--ckpt_path`."
+            ) from error
+
+    def load_checkpoint(
+        self,
+        path: Any,  # noqa: ANN401
+        map_location: Any | None = lambda storage, loc: storage,  # noqa: ANN401, ARG005
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint without unpickling arbitrary objects."""
+        return read_checkpoint(path, map_location)
+
+
+class ResumeCheckpoint(L.Callback):
+    """Keeps ``resume.ckpt`` fresh, and leaves one when training is asked to stop.
+
+    The file is written every `every_minutes`, or every `every_n_steps`, and after the step in
+    which Ctrl-C or SIGTERM arrived; a second Ctrl-C stops at once. Training resumed from it
+    ends with the same weights, bit for bit, as if it had never stopped.
+
+    It is never written on an epoch's last step, where Lightning would lose the epoch's
+    validation; the next step writes it.
+
+    Args:
+        every_minutes: minutes between two writes; 0 turns them off.
+        every_n_steps: steps between two writes; 0 turns them off.
+    """
+
+    def __init__(self, every_minutes: float = 10.0, every_n_steps: int = 0) -> None:
+        self.every_minutes, self.every_n_steps = every_minutes, every_n_steps
+        self._stop: signal.Signals | None = None
+        self._due = self._stopping = False
+        self._before: dict[signal.Signals, Any] = {}
+        self._last = time.monotonic()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Catch the signals; only the main thread may."""
+        self._stop, self._last = None, time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._on_signal)
+            except ValueError:
+                return
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._stop is not None:
+            raise KeyboardInterrupt
+        self._stop = signal.Signals(number)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Write if it is time to, and stop if a signal came.
+
+        Raises:
+            KeyboardInterrupt: after a signal, once the checkpoint is written.
+        """
+        started = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        counted = self.every_n_steps > 0 and started % self.every_n_steps == 0
+        timed = self.every_minutes > 0 and time.monotonic() - self._last >= 60 * self.every_minutes
+        stop = self._stop is not None or self._stopping
+        if trainer.world_size > 1:
+            # All ranks take part in a write, so they must agree; asking costs a collective.
+            ask = started % _STEPS_BETWEEN_VOTES == 0
+            stop = ask and trainer.strategy.reduce_boolean_decision(stop, all=False)
+            timed = ask and trainer.strategy.reduce_boolean_decision(timed, all=False)
+        self._stopping = stop
+        self._due = self._due or counted or timed or stop
+        if not self._due or started % int(trainer.num_training_batches) == 0:
+            return
+        path = self.path(trainer)
+        trainer.save_checkpoint(path)
+        self._due, self._last = False, time.monotonic()
+        if stop:
+            if trainer.is_global_zero:
+                print(f"\nstopped; resume with `--ckpt_path {path}`", flush=True)
+            raise KeyboardInterrupt
+
+    @staticmethod
+    def path(trainer: L.Trainer) -> Path:
+        """Return where the checkpoint of this run lies."""
+        return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "resume.ckpt"
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

@@ -1,0 +1,81 @@
+"""The command line: Lightning's subcommands and a table of plain commands.
+
+The only file that knows jsonargparse. Plain commands are imported when they are called, so that
+their help does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from llmrec_pl.errors import LLMRecError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS = {
+    "prepare": "make a canonical data set folder from raw files",
+    "describe": "summarise a data set: sizes, sparsity, degree plots",
+    "features": "make feature matrices from item text or images",
+    "augmentation": "convert or show an exported augmentation",
+    "recommend": "show recommendations with titles for single users",
+}
+TRAINER_COMMANDS = {
+    "fit": "train a model and validate it",
+    "validate": "rank all items for the users of the validation split",
+    "test": "open the sealed test split once",
+    "predict": "write top-K lists and candidate pools for every user",
+}
+_USAGE = "usage: python -m llmrec_pl COMMAND [options]\n"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command; errors that a user can mend end with one message and status 1."""
+    arguments = sys.argv[1:] if args is None else list(args)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return
+    try:
+        if arguments[0] in COMMANDS:
+            _run_plain(arguments[0], arguments[1:])
+        elif arguments[0] in TRAINER_COMMANDS:
+            from llmrec_pl.training import run
+
+            run(arguments)
+        elif arguments[0] == "--version":
+            from llmrec_pl import __version__
+
+            print(__version__)
+        else:
+            sys.stderr.write(f"{_USAGE}unknown command {arguments[0]!r}; see --help.\n")
+            sys.exit(2)
+    except LLMRecError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
+
+
+def _run_plain(name: str, arguments: list[str]) -> None:
+    module = import_module(f"llmrec_pl.commands.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m llmrec_pl {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    module.run(parser.parse_args(arguments))
+
+
+def _help() -> str:
+    lines = [_USAGE, "LLMRec and its baselines, from raw data to an honest all-ranking table.\n"]
+    for heading, table in (("data and use", COMMANDS), ("training", TRAINER_COMMANDS)):
+        lines.append(f"{heading}:")
+        lines += [f"  {name:<14}{text}" for name, text in table.items()]
+        lines.append("")
+    lines.append("Each command has its own --help. A first run:")
+    lines.append("  python -m llmrec_pl prepare ml-100k")
+    lines.append("  python -m llmrec_pl features data/ml-100k --text title,year,genres")
+    lines.append("  python -m llmrec_pl fit --config configs/ml-100k.yaml")
+    return "\n".join(lines)

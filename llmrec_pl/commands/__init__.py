@@ -1,0 +1,1 @@
+"""Plain commands of the command line, one module each; none imports torch before it must."""

@@ -1,0 +1,1 @@
+"""Data sets, features, augmentations, samplers and loaders."""

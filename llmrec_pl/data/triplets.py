@@ -1,0 +1,222 @@
+"""The keyed triplet sampler: (epoch, step, rank) -> a batch, with no state in between.
+
+A batch is a pure function of (seed, epoch, step, rank), so resuming in the middle of an epoch
+needs no sampler state, and 0 or 2 loader workers give the same batches. Knows no graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from llmrec_pl.errors import AugmentationError, ConfigError, DatasetError
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+    from numpy.typing import NDArray
+
+Sampling = Literal["edge", "user"]
+OBSERVED, LLM = 0, 1
+"""Values of `TripletBatch.source`."""
+
+# First word of every key: separates the streams that one seed feeds.
+_PERMUTATION, _GLOBAL_BATCH, _RANK_BATCH = 1, 2, 3
+
+
+def keyed_generator(seed: int, stream: int, *key: int) -> np.random.Generator:
+    """Return a generator that depends on nothing but its arguments."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream, *key])))
+
+
+@dataclasses.dataclass(frozen=True)
+class TripletBatch:
+    """Training triplets of one step on one rank.
+
+    Attributes:
+        user: dense user ids, ``[B + L]``.
+        pos_item: items the user interacted with, or that the LLM chose, ``[B + L]``.
+        neg_item: sampled items the user has not interacted with in train, or the LLM's least
+            liked, ``[B + L]``.
+        source: `OBSERVED` for the first B, `LLM` for the last L triplets.
+    """
+
+    user: NDArray[np.int64]
+    pos_item: NDArray[np.int64]
+    neg_item: NDArray[np.int64]
+    source: NDArray[np.int8]
+
+
+class TripletSampler:
+    """Draws B observed and up to ``int(llm_edge_rate * B)`` LLM triplets a step and rank.
+
+    ``sampling="edge"`` visits each train interaction once an epoch, in an order keyed by
+    (seed, epoch); ranks take disjoint slices of every global batch, and a last batch that does
+    not divide by the number of ranks is filled with the first interactions of the same order
+    (`n_padding` of them). ``sampling="user"`` draws the users of a global batch without
+    replacement where there are enough, and one of their interactions each.
+
+    Negatives are uniform over the items that the user has not interacted with in train.
+
+    The LLM triplets are those of ``int(llm_edge_rate * B)`` distinct users of the batch, drawn
+    without replacement; users without one add none, so coverage of the augmentation carries
+    over. A user with several LLM triplets brings one of them, uniformly.
+
+    Args:
+        train: boolean CSR matrix ``[n_users, n_items]``.
+        batch_size: B, observed triplets a step and rank.
+        seed: first word of every random key.
+        sampling: "edge" or "user".
+        llm_edges: (user, positive, negative) rows ``[3, n]`` of an augmentation.
+        llm_edge_rate: w3 of the paper, in [0, 1].
+        world_size: number of ranks.
+
+    Raises:
+        ConfigError: a rate, size or name is out of range.
+        DatasetError: no train interactions, or a user has interacted with every item.
+    """
+
+    def __init__(
+        self,
+        train: sp.csr_array,
+        batch_size: int,
+        seed: int,
+        sampling: Sampling = "edge",
+        llm_edges: NDArray[np.int64] | None = None,
+        llm_edge_rate: float = 0.0,
+        world_size: int = 1,
+    ) -> None:
+        _check_settings(batch_size, sampling, llm_edge_rate, world_size)
+        self.n_users, self.n_items = train.shape
+        self.batch_size, self.seed, self.world_size = batch_size, seed, world_size
+        self.sampling, self.llm_edge_rate = sampling, llm_edge_rate
+        self.indptr = train.indptr.astype(np.int64)
+        self.items = train.indices.astype(np.int64)
+        degree = np.diff(self.indptr)
+        self.n_train = len(self.items)
+        if self.n_train == 0:
+            raise DatasetError("the train split is empty; there is nothing to sample.")
+        if degree.max() >= self.n_items:
+            raise DatasetError(
+                f"user {int(degree.argmax())} has interacted with all {self.n_items} items, so no "
+                "negative item exists; drop the user or enlarge the catalogue."
+            )
+        self.degree = degree
+        self.edge_user = np.repeat(np.arange(self.n_users), degree)
+        self.active_users = np.flatnonzero(degree)
+        # Sorted because CSR rows and their columns are: membership is one binary search.
+        self.edge_key = self.edge_user * self.n_items + self.items
+        self._set_llm_edges(llm_edges)
+
+    def _set_llm_edges(self, llm_edges: NDArray[np.int64] | None) -> None:
+        if llm_edges is None:
+            if self.llm_edge_rate > 0:
+                raise AugmentationError(
+                    f"llm_edge_rate is {self.llm_edge_rate} but there are no LLM edges; give "
+                    "`data.augmentation` a folder with pairs or set `data.llm_edge_rate` to 0."
+                )
+            llm_edges = np.zeros((3, 0), dtype=np.int64)
+        order = np.argsort(llm_edges[0], kind="stable")
+        self.llm_edges = llm_edges[:, order]
+        self.llm_indptr = np.zeros(self.n_users + 1, dtype=np.int64)
+        counts = np.bincount(self.llm_edges[0], minlength=self.n_users)
+        np.cumsum(counts, out=self.llm_indptr[1:])
+
+    @property
+    def n_batches(self) -> int:
+        """Steps an epoch: ceil(n_train / (B * world_size))."""
+        return -(-self.n_train // (self.batch_size * self.world_size))
+
+    @property
+    def n_padding(self) -> int:
+        """Interactions that one epoch of edge sampling visits twice to fill the last batch."""
+        if self.sampling == "user":
+            return 0
+        return -self.n_train % self.world_size
+
+    def batch(self, epoch: int, step: int, rank: int = 0) -> TripletBatch:
+        """Return the triplets of one step on one rank.
+
+        Args:
+            epoch: epoch, from 0.
+            step: step in the epoch, below `n_batches`.
+            rank: rank, below `world_size`.
+        """
+        random = keyed_generator(self.seed, _RANK_BATCH, epoch, step, rank)
+        if self.sampling == "edge":
+            edges = self._edges(epoch, step, rank)
+            user, positive = self.edge_user[edges], self.items[edges]
+        else:
+            user = self._users(epoch, step, rank)
+            positive = self.items[self.indptr[user] + random.integers(self.degree[user])]
+        negative = self._negatives(user, random)
+        llm = self._llm_triplets(user, random)
+        source = np.full(len(user) + llm.shape[1], OBSERVED, dtype=np.int8)
+        source[len(user) :] = LLM
+        return TripletBatch(
+            np.concatenate([user, llm[0]]),
+            np.concatenate([positive, llm[1]]),
+            np.concatenate([negative, llm[2]]),
+            source,
+        )
+
+    def _edges(self, epoch: int, step: int, rank: int) -> NDArray[np.int64]:
+        permutation = _permutation(self.seed, epoch, self.n_train)
+        start = step * self.batch_size * self.world_size
+        stop = min(start + self.batch_size * self.world_size, self.n_train)
+        share = -(-(stop - start) // self.world_size)
+        positions = np.arange(start + rank * share, start + (rank + 1) * share)
+        return permutation[positions % self.n_train]
+
+    def _users(self, epoch: int, step: int, rank: int) -> NDArray[np.int64]:
+        random = keyed_generator(self.seed, _GLOBAL_BATCH, epoch, step)
+        size = self.batch_size * self.world_size
+        enough = size <= len(self.active_users)
+        drawn = random.choice(self.active_users, size=size, replace=not enough)
+        return drawn[rank * self.batch_size : (rank + 1) * self.batch_size]
+
+    def _negatives(
+        self, user: NDArray[np.int64], random: np.random.Generator
+    ) -> NDArray[np.int64]:
+        negative = random.integers(self.n_items, size=len(user))
+        todo = np.arange(len(user))
+        while True:
+            key = user[todo] * self.n_items + negative[todo]
+            place = np.searchsorted(self.edge_key, key)
+            place[place == self.n_train] = 0
+            todo = todo[self.edge_key[place] == key]
+            if not len(todo):
+                return negative
+            negative[todo] = random.integers(self.n_items, size=len(todo))
+
+    def _llm_triplets(
+        self, user: NDArray[np.int64], random: np.random.Generator
+    ) -> NDArray[np.int64]:
+        # The rate counts B, so a short last batch brings proportionally fewer.
+        size = int(self.llm_edge_rate * len(user))
+        if size == 0:
+            return np.zeros((3, 0), dtype=np.int64)
+        distinct = np.unique(user)
+        drawn = random.choice(distinct, size=min(size, len(distinct)), replace=False)
+        start, count = self.llm_indptr[drawn], self.llm_indptr[drawn + 1] - self.llm_indptr[drawn]
+        start, count = start[count > 0], count[count > 0]
+        return self.llm_edges[:, start + random.integers(count)]
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    return keyed_generator(seed, _PERMUTATION, epoch).permutation(n)
+
+
+def _check_settings(batch_size: int, sampling: str, rate: float, world_size: int) -> None:
+    if batch_size < 1 or world_size < 1:
+        raise ConfigError(
+            f"`batch_size` and the number of devices must be positive, got {batch_size} and "
+            f"{world_size}."
+        )
+    if sampling not in get_args(Sampling):
+        raise ConfigError(f"`sampling` must be one of {get_args(Sampling)}, got {sampling!r}.")
+    if not 0 <= rate <= 1:
+        raise ConfigError(f"`llm_edge_rate` (w3) must be in [0, 1], got {rate!r}.")

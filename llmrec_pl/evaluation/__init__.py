@@ -1,0 +1,1 @@
+"""All-ranking evaluation, predictions and reports; knows no model."""

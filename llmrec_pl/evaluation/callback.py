@@ -1,0 +1,261 @@
+"""The all-ranking evaluator: every item is ranked for every user with held-out items.
+
+Never touches parameters or the loss, and knows no model: it needs user rows and an item matrix.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning as L
+import numpy as np
+import scipy.sparse as sp
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torchmetrics import Metric
+
+from llmrec_pl.errors import ConfigError
+from llmrec_pl.evaluation.groups import ITEM_GROUPS, item_groups
+from llmrec_pl.evaluation.metrics import (
+    PROFILES,
+    ExposureMetrics,
+    ProfileName,
+    RankingMetrics,
+    per_user_metrics,
+)
+from llmrec_pl.evaluation.ranking import sparse_rows, top_k
+
+if TYPE_CHECKING:
+    from llmrec_pl.data.dataset import InteractionDataset
+
+Stage = Literal["val", "test"]
+
+
+class _PerUser(Metric):
+    """Keeps (user, value...) rows of every process, to be written once."""
+
+    rows: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rows", [], "cat")
+
+    def update(self, rows: Tensor) -> None:
+        self.rows.append(rows)
+
+    def compute(self) -> Tensor:
+        rows = self.rows
+        stacked: Tensor = torch.cat(rows) if isinstance(rows, list) else rows
+        return stacked[stacked[:, 0].argsort()]
+
+
+class AllRankingEvaluator(L.Callback):
+    """Ranks the whole catalogue for every user with held-out items, and sums metrics.
+
+    When validating, train items are removed from the ranking; when testing, train and
+    validation items (unless the profile says otherwise). Scores are float32, ties go to the
+    lower item id, and neither the tiles nor the number of processes change a result.
+
+    While fitting, the metrics are logged as ``val/recall@20``. ``validate`` and ``test`` also
+    give coverage, popularity, Gini, and the metrics of item and user groups, and write
+    ``metrics/<stage>.json`` and ``metrics/<stage>_per_user.parquet`` beside the checkpoint.
+
+    Args:
+        ks: list lengths K.
+        profile: conventions: "standard", "llmrec" (the released code) or "recbole".
+        item_tile: items scored at once; with `data.eval_batch_size` it bounds the memory.
+        cold_user_max: users with at most this many train interactions form the group
+            ``cold_users``.
+
+    Raises:
+        ConfigError: `ks` is empty, not positive or larger than the catalogue.
+    """
+
+    def __init__(
+        self,
+        ks: list[int] = [10, 20, 50],  # noqa: B006 (never mutated)
+        profile: ProfileName = "standard",
+        item_tile: int = 32_768,
+        cold_user_max: int = 5,
+    ) -> None:
+        if not ks or min(ks) < 1:
+            raise ConfigError(f"`evaluation.ks` needs positive list lengths, got {ks!r}.")
+        if profile not in PROFILES:
+            raise ConfigError(
+                f"`evaluation.profile` must be one of {list(PROFILES)}, got {profile!r}."
+            )
+        self.ks, self.profile_name, self.profile = sorted(set(ks)), profile, PROFILES[profile]
+        self.item_tile, self.cold_user_max = item_tile, cold_user_max
+        self.results: dict[str, dict[str, Any]] = {}
+        self.history: list[dict[str, float]] = []
+
+    # Set-up.
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Check K against the catalogue before anything is trained."""
+        n_items = trainer.datamodule.dataset.n_items  # type: ignore[attr-defined]
+        if max(self.ks) > n_items:
+            raise ConfigError(
+                f"`evaluation.ks` has K = {max(self.ks)} but the catalogue has {n_items} items; "
+                "give smaller list lengths, such as `--evaluation.ks [5,10]`."
+            )
+
+    def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Stage) -> None:
+        dataset: InteractionDataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
+        self.dataset, self.stage = dataset, stage
+        self.relevant = dataset.val if stage == "val" else dataset.test
+        self.seen = dataset.train
+        if stage == "test" and self.profile.mask_val_at_test:
+            self.seen = sp.csr_array(dataset.train + dataset.val)
+            self.seen.sort_indices()
+        self.detailed = trainer.state.fn != TrainerFn.FITTING
+        degree = np.diff(dataset.train.indptr)
+        popularity = np.bincount(dataset.train.indices, minlength=dataset.n_items)
+        self.item_group = item_groups(popularity)
+        self.cold_user = degree <= self.cold_user_max
+        metrics: dict[str, Metric] = {"all": RankingMetrics(self.ks, self.profile)}
+        if self.detailed:
+            for name in self._group_names():
+                metrics[name] = RankingMetrics(self.ks, self.profile)
+            metrics["exposure"] = ExposureMetrics(self.ks, torch.from_numpy(popularity))
+            metrics["per_user"] = _PerUser()
+        self.metrics = {name: metric.to(pl_module.device) for name, metric in metrics.items()}
+
+    @staticmethod
+    def _group_names() -> list[str]:
+        return [f"{name}_items" for name in ITEM_GROUPS] + ["cold_users", "warm_users"]
+
+    def on_validation_epoch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> None:
+        """Reset the sums."""
+        self._start(trainer, pl_module, "val")
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Reset the sums."""
+        self._start(trainer, pl_module, "test")
+
+    # Ranking.
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Rank a batch of users and add their metrics."""
+        self._rank(outputs.user, outputs.item, batch["user"].cpu().numpy())
+
+    on_test_batch_end = on_validation_batch_end
+
+    def _rank(self, user: Tensor, item: Tensor, users: Any) -> None:  # noqa: ANN401
+        seen = sparse_rows(self.seen, users)
+        ids, _ = top_k(user, item, max(self.ks), seen, self.item_tile)
+        row, column = sparse_rows(self.relevant, users)
+        hits, relevant = self._hits(ids, row, column, len(users))
+        device = ids.device
+        self.metrics["all"].update(hits, relevant.to(device))
+        if not self.detailed:
+            return
+        self.metrics["exposure"].update(ids)
+        self._update_groups(ids, hits, row, column, users)
+        values = per_user_metrics(hits, relevant.to(device), self.ks, self.profile)
+        named = [torch.from_numpy(users).to(device), relevant.to(device), *values.values()]
+        self.metrics["per_user"].update(torch.stack([v.double() for v in named], dim=1))
+
+    def _hits(self, ids: Tensor, row: Any, column: Any, n: int) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        n_items = self.dataset.n_items
+        # Rows and their columns are sorted, hence the keys: membership is a binary search.
+        keys = torch.from_numpy(row * n_items + column).to(ids.device)
+        listed = torch.arange(n, device=ids.device).unsqueeze(1) * n_items + ids.clamp(min=0)
+        place = torch.searchsorted(keys, listed).clamp(max=len(keys) - 1)
+        hits = (keys[place] == listed) & (ids >= 0)
+        return hits, torch.from_numpy(np.bincount(row, minlength=n))
+
+    def _update_groups(
+        self, ids: Tensor, hits: Tensor, row: Any, column: Any, users: Any  # noqa: ANN401
+    ) -> None:
+        device, n = ids.device, len(users)
+        group = torch.from_numpy(self.item_group).to(device)[ids.clamp(min=0)]
+        for code, name in enumerate(ITEM_GROUPS):
+            relevant = np.bincount(row[self.item_group[column] == code], minlength=n)
+            inside = hits & (group == code)
+            self.metrics[f"{name}_items"].update(inside, torch.from_numpy(relevant).to(device))
+        relevant = torch.from_numpy(np.bincount(row, minlength=n)).to(device)
+        cold = torch.from_numpy(self.cold_user[users]).to(device)
+        self.metrics["cold_users"].update(hits[cold], relevant[cold])
+        self.metrics["warm_users"].update(hits[~cold], relevant[~cold])
+
+    # Results.
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compute on every process, log, and write the detailed record."""
+        self._finish(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compute on every process, log, and write the detailed record."""
+        self._finish(trainer, pl_module)
+
+    def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        result = self.metrics["all"].compute()
+        means = {k: v for k, v in result.items() if "@" in k and not k.startswith("hits@")}
+        # Already equal on all ranks; sync_dist would average averages.
+        pl_module.log_dict({f"{self.stage}/{k}": v for k, v in means.items()}, batch_size=1)
+        if trainer.sanity_checking:
+            return
+        if not self.detailed:
+            self.history.append({"epoch": trainer.current_epoch, **result})
+            return
+        detail = {name: m.compute() for name, m in self.metrics.items() if name != "all"}
+        per_user = detail.pop("per_user")
+        record = {
+            "stage": self.stage,
+            "profile": self.profile_name,
+            "ks": self.ks,
+            "metrics": result,
+            "users_without_held_out_items": self.dataset.n_users - result["users"],
+            "exposure": detail.pop("exposure"),
+            "groups": detail,
+            "data": {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+        }
+        self.results[self.stage] = record
+        if trainer.is_global_zero:
+            self._write(trainer, record, per_user.cpu().numpy())
+        trainer.strategy.barrier()
+
+    def _write(self, trainer: L.Trainer, record: dict[str, Any], per_user: Any) -> None:  # noqa: ANN401
+        import polars as pl
+
+        folder = run_directory(trainer) / "metrics"
+        folder.mkdir(parents=True, exist_ok=True)
+        users = per_user[:, 0].astype(np.int64)
+        frame = pl.DataFrame(
+            {
+                "user": users,
+                "user_id": self.dataset.user_ids[users].tolist(),
+                "n_relevant": per_user[:, 1].astype(np.int64),
+                **{n: per_user[:, 2 + i] for i, n in enumerate(self.metrics["all"].names)},
+            }
+        )
+        frame.write_parquet(folder / f"{self.stage}_per_user.parquet")
+        path = folder / f"{self.stage}.json"
+        if self.stage == "test":
+            # The honest record: how often this run has looked at the test split.
+            before = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            record["test_openings"] = before.get("test_openings", 0) + 1
+        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def run_directory(trainer: L.Trainer) -> Path:
+    """Return the run's folder: that of the checkpoint in use, else that of the logger."""
+    if trainer.ckpt_path and trainer.state.fn != TrainerFn.FITTING:
+        folder = Path(trainer.ckpt_path).resolve().parent
+        return folder.parent if folder.name == "checkpoints" else folder
+    return Path(trainer.log_dir or trainer.default_root_dir)

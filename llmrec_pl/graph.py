@@ -1,0 +1,142 @@
+"""Bipartite graphs, their normalisations, and sparse propagation: the only torch.sparse call site.
+
+Graphs are kept as dense buffers (pointers, indices, weights): a sparse tensor as a buffer aborts
+distributed training. The sparse matrix is made for each product, which copies nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+
+from llmrec_pl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Norm = Literal["row", "symmetric", "mean"]
+
+
+def normalise(matrix: sp.csr_array, norm: Norm) -> sp.csr_array:
+    """Weight the entries of a boolean adjacency block.
+
+    With r the row sum and c the column sum of an entry:
+    ``row`` gives ``r^-1/2`` (the released LLMRec code), ``symmetric`` gives ``r^-1/2 c^-1/2``
+    (LightGCN), ``mean`` gives ``1 / r``. Rows and columns without entries stay empty.
+
+    Args:
+        matrix: ``[n_rows, n_columns]``.
+        norm: the name of the normalisation.
+
+    Returns:
+        A float64 CSR matrix of the same pattern.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if norm not in get_args(Norm):
+        raise ConfigError(f"`norm` must be one of {get_args(Norm)}, got {norm!r}.")
+    matrix = sp.csr_array(matrix, dtype=np.float64)
+    row_sum = np.maximum(matrix.sum(axis=1), 1.0)
+    column_sum = np.maximum(matrix.sum(axis=0), 1.0)
+    row_weight = 1.0 / row_sum if norm == "mean" else row_sum**-0.5
+    data = matrix.data * np.repeat(row_weight, np.diff(matrix.indptr))
+    if norm == "symmetric":
+        data = data * (column_sum**-0.5)[matrix.indices]
+    return sp.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+class _SparseProduct(torch.autograd.Function):
+    """``A @ x`` with a constant A, and ``A^T @ gradient`` from a stored transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.transpose = transpose
+        return matrix @ x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # noqa: ANN401
+        # fp32 even if autocast is on around backward: CSR has no half-precision CPU kernel.
+        return ctx.transpose @ gradient.to(ctx.transpose.dtype).contiguous(), None, None
+
+
+class SparseOperator(nn.Module):
+    """A constant sparse matrix that multiplies node features, ``[n_out, n_in]``.
+
+    Runs in float32 outside autocast (float64 after ``.double()``). Buffers are not persistent:
+    a checkpoint holds no graph, which comes from the data set.
+    """
+
+    def __init__(self, matrix: sp.csr_array) -> None:
+        super().__init__()
+        self.shape = matrix.shape
+        for name, part in (("forward", matrix), ("transpose", sp.csr_array(matrix.T))):
+            part.sort_indices()
+            index_type = np.int32 if max(part.nnz, *part.shape) < 2**31 else np.int64
+            arrays = {
+                "indptr": part.indptr.astype(index_type),
+                "indices": part.indices.astype(index_type),
+                "weight": part.data.astype(np.float32),
+            }
+            for key, array in arrays.items():
+                self.register_buffer(f"{name}_{key}", torch.from_numpy(array), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the product with node features.
+
+        Args:
+            x: ``[n_in, d]``.
+
+        Returns:
+            ``[n_out, d]`` in the dtype of the weights.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            matrix = self._csr("forward", self.shape)
+            transpose = self._csr("transpose", self.shape[::-1])
+            product: Tensor = _SparseProduct.apply(x.to(matrix.dtype), matrix, transpose)  # type: ignore[no-untyped-call]
+        return product
+
+    def _csr(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return torch.sparse_csr_tensor(
+            getattr(self, f"{name}_indptr"),
+            getattr(self, f"{name}_indices"),
+            getattr(self, f"{name}_weight"),
+            size=shape,
+            check_invariants=False,
+        )
+
+
+class BipartiteGraph(nn.Module):
+    """Both directions of a user-item graph.
+
+    Args:
+        edges: distinct (user, item) pairs ``[2, n_edges]``.
+        n_users: number of users.
+        n_items: number of items.
+        norm: see `normalise`; each direction is normalised by its own rows.
+    """
+
+    def __init__(
+        self, edges: NDArray[np.int64], n_users: int, n_items: int, norm: Norm = "symmetric"
+    ) -> None:
+        super().__init__()
+        ones = np.ones(edges.shape[1])
+        matrix = sp.csr_array((ones, (edges[0], edges[1])), shape=(n_users, n_items))
+        self.to_user = SparseOperator(normalise(matrix, norm))
+        self.to_item = SparseOperator(normalise(sp.csr_array(matrix.T), norm))
+
+    def propagate(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        """Pass one layer of messages both ways at once (LightGCN Eq. 3).
+
+        Args:
+            user: ``[n_users, d]``.
+            item: ``[n_items, d]``.
+
+        Returns:
+            The new user and item features, of the same shapes.
+        """
+        return self.to_user(item), self.to_item(user)

@@ -1,0 +1,148 @@
+"""Loss terms as pure functions; none logs, none regularises on the side."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmrec_pl.errors import ConfigError
+
+PruneKeep = Literal["hardest", "easiest"]
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    """Widen half-precision values, whose sums over a batch would be coarse."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def inner_product(user: Tensor, item: Tensor) -> Tensor:
+    """Score pairs of rows, ``[n, d]`` and ``[n, d]`` to ``[n]``."""
+    return (user * item).sum(dim=-1)
+
+
+def bpr_log_likelihood(user: Tensor, pos_item: Tensor, neg_item: Tensor) -> Tensor:
+    """Return log sigmoid(y_ui - y_uj) of each triplet.
+
+    Source: BPR-Opt, Rendle et al., UAI 2009.
+    Deviations: none; `logsigmoid` keeps large differences finite.
+
+    Args:
+        user: ``[n, d]``.
+        pos_item: ``[n, d]``.
+        neg_item: ``[n, d]``.
+
+    Returns:
+        Log likelihoods in nats, ``[n]``, float32 or wider also under autocast.
+    """
+    difference = inner_product(user, pos_item) - inner_product(user, neg_item)
+    return F.logsigmoid(_full_precision(difference))
+
+
+def bpr_loss(user: Tensor, pos_item: Tensor, neg_item: Tensor) -> Tensor:
+    """Return the mean negative BPR log likelihood, a scalar in nats.
+
+    Source: BPR-Opt, Rendle et al., UAI 2009.
+    Deviations: mean over the batch instead of the sum, so the learning rate does not depend on
+    the batch size.
+    """
+    return -bpr_log_likelihood(user, pos_item, neg_item).mean()
+
+
+def pruned_bpr_loss(
+    user: Tensor,
+    pos_item: Tensor,
+    neg_item: Tensor,
+    prune_rate: float,
+    keep: PruneKeep = "hardest",
+) -> Tensor:
+    """Return the BPR loss over the part of the triplets that noise pruning keeps.
+
+    Source: Eq. (7), Sec. 3.3.1 of Wei et al., WSDM 2024.
+    Deviations: the mean over the N kept triplets instead of the sum (as the released code), and
+    at least one triplet is kept. Eq. (7) keeps the N smallest log likelihoods, the hardest
+    triplets, although the text calls large-gradient triplets noise; ``keep="easiest"`` does
+    what the text says.
+
+    Args:
+        user: ``[n, d]``.
+        pos_item: ``[n, d]``.
+        neg_item: ``[n, d]``.
+        prune_rate: w4, share of triplets that is dropped, in [0, 1).
+        keep: which end of the order survives.
+
+    Raises:
+        ConfigError: `keep` is unknown.
+    """
+    if keep not in get_args(PruneKeep):
+        raise ConfigError(f"`prune_keep` must be one of {get_args(PruneKeep)}, got {keep!r}.")
+    log_likelihood = bpr_log_likelihood(user, pos_item, neg_item)
+    n_kept = max(1, int((1 - prune_rate) * len(log_likelihood)))
+    if n_kept == len(log_likelihood):
+        return -log_likelihood.mean()
+    return -log_likelihood.topk(n_kept, largest=keep == "easiest", sorted=False).values.mean()
+
+
+def _squared_norm(*tensors: Tensor) -> Tensor:
+    return torch.stack([_full_precision(t).square().sum() for t in tensors]).sum()
+
+
+def l2_loss(*rows: Tensor) -> Tensor:
+    """Return half the squared norm of embedding rows, averaged over the batch.
+
+    Source: w2 * ||Theta||^2 of Eq. (6), Wei et al., WSDM 2024, on the batch's rows as in LightGCN.
+    Deviations: a half and the mean over the batch, as in LightGCN's reference.
+
+    Args:
+        rows: tensors ``[n, d]`` of equal n.
+    """
+    return _squared_norm(*rows) / (2 * len(rows[0]))
+
+
+def inverted_l2_loss(batch_size: int, *rows: Tensor) -> Tensor:
+    """Return the regulariser of the released LLMRec code, which shrinks nothing.
+
+    Source: the released code: ``sum 1 / (2 ||rows||^2 + 1e-8) / batch_size``.
+    Deviations: none; it differs from the paper's w2 term, which `l2_loss` is.
+
+    Args:
+        batch_size: B, observed triplets.
+        rows: tensors ``[n, d]``.
+    """
+    return torch.stack([1.0 / (2 * _squared_norm(r) + 1e-8) for r in rows]).sum() / batch_size
+
+
+def feature_l2_loss(n_items: int, *features: Tensor) -> Tensor:
+    """Return half the squared norm of whole propagated feature matrices per item.
+
+    Source: the released LLMRec code (`feat_reg`); the paper does not mention it.
+    Deviations: none.
+
+    Args:
+        n_items: number of items, the divisor.
+        features: matrices ``[n, d]``.
+    """
+    return _squared_norm(*features) / (2 * n_items)
+
+
+def restoration_loss(restored: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """Return the scaled cosine error of restored features.
+
+    Source: Eq. (9), Sec. 3.3.2 of Wei et al., WSDM 2024.
+    Deviations: none. The distance is clamped at 0: rounding makes 1 - cos slightly negative,
+    and its non-integer power NaN.
+
+    Args:
+        restored: decoder outputs of the masked nodes, ``[n, d]``.
+        target: the features before masking, ``[n, d]``.
+        gamma: the power, at least 1.
+
+    Returns:
+        A scalar; zero where nothing is masked.
+    """
+    if len(restored) == 0:
+        return restored.sum()
+    cosine = F.cosine_similarity(_full_precision(restored), _full_precision(target), dim=-1)
+    return (1.0 - cosine).clamp(min=0.0).pow(gamma).mean()

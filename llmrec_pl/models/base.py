@@ -1,0 +1,305 @@
+"""The contract of all models: build, encode, encode_rows, losses, and optionally refresh.
+
+Knows no model in particular, no K, no mask and no metric.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from llmrec_pl import __version__, losses
+from llmrec_pl.data.dataset import InteractionDataset
+from llmrec_pl.data.features import FeatureStore
+from llmrec_pl.errors import CheckpointMismatchError, ConfigError
+
+OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
+SchedulerCallable = Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler]
+CHECKPOINT_KEY = "llmrec_pl"
+_DROPOUT_STREAM = 4  # streams 1 to 3 belong to the sampler
+
+
+class Representations(NamedTuple):
+    """User and item vectors whose inner product is the score.
+
+    Attributes:
+        user: ``[n, d]``.
+        item: ``[m, d]``.
+    """
+
+    user: Tensor
+    item: Tensor
+
+
+class Recommender(L.LightningModule):
+    """A two-tower recommender; a subclass implements `build` and `encode`.
+
+    Every model has the parameters ``user_embedding.weight`` and ``item_embedding.weight``, made
+    by `make_embeddings`.
+
+    Args:
+        embedding_dim: width d of the embeddings.
+        l2_weight: weight of the L2 term on the batch's ego embeddings.
+        optimizer: a callable from parameters to an optimizer; AdamW at its defaults if None.
+        lr_scheduler: a callable from the optimizer to a scheduler stepped once an epoch.
+    """
+
+    user_embedding: nn.Embedding
+    item_embedding: nn.Embedding
+
+    def __init__(
+        self,
+        embedding_dim: int = 64,
+        l2_weight: float = 1e-4,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: SchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        if embedding_dim < 1:
+            raise ConfigError(f"`embedding_dim` must be positive, got {embedding_dim}.")
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        self.embedding_dim, self.l2_weight = embedding_dim, l2_weight
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self._built = False
+        self._evaluated: Representations | None = None
+
+    # What a model author writes.
+
+    def build(self, dataset: InteractionDataset, features: FeatureStore) -> None:
+        """Create parameters and graph buffers; called once, before weights are restored.
+
+        Args:
+            dataset: sizes and train interactions.
+            features: named matrices of users and items.
+        """
+        raise NotImplementedError
+
+    def encode(self) -> Representations:
+        """Return all users ``[n_users, d]`` and items ``[n_items, d]``: the full forward pass.
+
+        Pure and deterministic in eval mode.
+        """
+        raise NotImplementedError
+
+    def encode_rows(self, users: Tensor, items: Tensor) -> Representations:
+        """Return the rows of `encode` for some users ``[n]`` and items ``[m]``.
+
+        A model may override it to do less work; values and gradients stay those of `encode`.
+        """
+        representations = self.encode()
+        return Representations(representations.user[users], representations.item[items])
+
+    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the named loss terms of a batch, already weighted; their sum is minimised.
+
+        Args:
+            batch: ``user``, ``pos_item``, ``neg_item`` (int64 ``[B + L]``) and ``source``.
+        """
+        user, positive, negative = batch["user"], batch["pos_item"], batch["neg_item"]
+        rows = self.encode_rows(user, torch.cat([positive, negative]))
+        terms = {"bpr": losses.bpr_loss(rows.user, *rows.item.chunk(2))}
+        if self.l2_weight > 0:
+            terms["l2"] = self.l2_weight * losses.l2_loss(*self.ego_rows(batch))
+        return terms
+
+    def refresh(self) -> None:
+        """Recompute what is kept for an epoch; called before its first step."""
+
+    # What the base gives.
+
+    def make_embeddings(self, dataset: InteractionDataset) -> None:
+        """Create ``user_embedding`` and ``item_embedding`` with Xavier-uniform weights."""
+        self.user_embedding = nn.Embedding(dataset.n_users, self.embedding_dim)
+        self.item_embedding = nn.Embedding(dataset.n_items, self.embedding_dim)
+        nn.init.xavier_uniform_(self.user_embedding.weight)
+        nn.init.xavier_uniform_(self.item_embedding.weight)
+
+    def ego_rows(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the embeddings of a batch before any propagation, three times ``[n, d]``."""
+        return (
+            self.user_embedding(batch["user"]),
+            self.item_embedding(batch["pos_item"]),
+            self.item_embedding(batch["neg_item"]),
+        )
+
+    def build_seeded(self, dataset: InteractionDataset, features: FeatureStore, seed: int) -> None:
+        """Call `build` once, with initial weights that depend on `seed` alone."""
+        if self._built:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.build(dataset, features)
+        self._built = True
+
+    def configure_model(self) -> None:
+        """Build from the trainer's data module, after its `setup`, before weights load."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is None:
+            raise ConfigError(
+                "the trainer has no data module; pass `datamodule=RecDataModule(...)` to `fit`."
+            )
+        self.build_seeded(data.dataset, data.features, data.seed)
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union of types)
+        """Return the optimizer, and the scheduler where one is configured."""
+        optimizer = self.optimizer(self.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        """Seed dropout and masks from (seed, epoch, step, rank); refresh at step 0."""
+        # Neither `current_epoch` nor `batch_idx` is right after every kind of resume.
+        started = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
+        epoch, step = divmod(started, int(self.trainer.num_training_batches))
+        seed = self.trainer.datamodule.seed  # type: ignore[attr-defined]
+        key = np.random.SeedSequence([seed, _DROPOUT_STREAM, epoch, step, self.global_rank])
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
+        if step == 0:
+            self.refresh()
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """Sum the loss terms and log each of them."""
+        terms = self.losses(batch)
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        logged = {f"train/{name}": term.detach() for name, term in terms.items()}
+        logged["train/loss"] = total.detach()
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch["user"]))
+        return total
+
+    def _encode_for_evaluation(self) -> None:
+        # Half precision leaves few distinct scores among thousands of items.
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            self._evaluated = Representations(*(x.float() for x in self.encode()))
+
+    on_validation_epoch_start = _encode_for_evaluation
+    on_test_epoch_start = _encode_for_evaluation
+    on_predict_epoch_start = _encode_for_evaluation
+
+    def _evaluation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Representations:
+        assert self._evaluated is not None
+        return Representations(self._evaluated.user[batch["user"]], self._evaluated.item)
+
+    validation_step = _evaluation_step
+    test_step = _evaluation_step
+    predict_step = _evaluation_step
+
+    def _drop_evaluated(self) -> None:
+        self._evaluated = None
+
+    on_validation_epoch_end = _drop_evaluated
+    on_test_epoch_end = _drop_evaluated
+    on_predict_epoch_end = _drop_evaluated
+
+    # Checkpoints.
+
+    def init_arguments(self) -> dict[str, Any]:
+        """Return the plain constructor arguments, without optimizer and scheduler."""
+        names = inspect.signature(type(self).__init__).parameters
+        return {name: value for name, value in self.hparams.items() if name in names}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record what is needed to rebuild the model and to refuse other data."""
+        # Lightning's own entry would overrule YAML and command line silently on resume.
+        checkpoint.pop("hyper_parameters", None)
+        checkpoint.pop("datamodule_hyper_parameters", None)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint[CHECKPOINT_KEY] = {
+            "version": __version__,
+            "model_class": f"{type(self).__module__}.{type(self).__qualname__}",
+            "init_arguments": self.init_arguments(),
+            **data.checkpoint_record(self.trainer),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other data, before any tensor is copied.
+
+        Raises:
+            CheckpointMismatchError: data set, features, model or batch plan differ.
+        """
+        record = checkpoint.get(CHECKPOINT_KEY)
+        if record is None:
+            raise CheckpointMismatchError(
+                "the checkpoint was not written by llmrec_pl; it names no model and no data set."
+            )
+        found = f"{type(self).__module__}.{type(self).__qualname__}"
+        if record["model_class"] != found:
+            raise CheckpointMismatchError(
+                f"the checkpoint holds a {record['model_class']}, the config asks for {found}; "
+                "use the config.yaml that lies with the checkpoint's run."
+            )
+        self.trainer.datamodule.check_record(record, self.trainer)  # type: ignore[attr-defined]
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, dataset: InteractionDataset, features: FeatureStore
+    ) -> Self:
+        """Rebuild a trained model without a trainer, in eval mode.
+
+        Args:
+            path: a checkpoint file.
+            dataset: the data set it was trained on.
+            features: the features it was trained with.
+
+        Raises:
+            CheckpointMismatchError: the file is no checkpoint of a `cls`, or of other data.
+        """
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        record = checkpoint.get(CHECKPOINT_KEY)
+        if record is None:
+            raise CheckpointMismatchError(f"{str(path)!r} was not written by llmrec_pl.")
+        if record["fingerprint"] != dataset.fingerprint:
+            raise CheckpointMismatchError(
+                f"{str(path)!r} was trained on data {record['fingerprint'][:12]}…, got "
+                f"{dataset.fingerprint[:12]}…."
+            )
+        module, _, name = record["model_class"].rpartition(".")
+        model_class = getattr(import_module(module), name, None)
+        if not (inspect.isclass(model_class) and issubclass(model_class, cls)):
+            raise CheckpointMismatchError(
+                f"{str(path)!r} holds a {record['model_class']}, which is no {cls.__name__}."
+            )
+        model: Self = model_class(**record["init_arguments"])
+        model.build_seeded(dataset, features, seed=0)
+        model.load_state_dict(checkpoint["state_dict"])
+        return model.eval()
+
+    def load_named_weights(self, weights: Mapping[str, Any]) -> None:
+        """Copy arrays into parameters by name, for comparison with other implementations.
+
+        Args:
+            weights: name to array; ``user_embedding`` stands for ``user_embedding.weight``.
+
+        Raises:
+            ConfigError: a name is unknown or a shape differs.
+        """
+        parameters = dict(self.named_parameters())
+        for name, value in weights.items():
+            key = name if name in parameters else f"{name}.weight"
+            tensor = torch.as_tensor(np.asarray(value))
+            if key not in parameters or parameters[key].shape != tensor.shape:
+                shapes = {n: tuple(p.shape) for n, p in parameters.items()}
+                raise ConfigError(
+                    f"cannot load weight {name!r} of shape {tuple(tensor.shape)}; the model has "
+                    f"{shapes}."
+                )
+            with torch.no_grad():
+                parameters[key].copy_(tensor)
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of all parameters and persistent buffers."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,96 @@
+"""Modules that several models share: feature tables, masking, decoders."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from llmrec_pl.data.features import Feature
+
+MaskToken = Literal["learned", "mean"]
+
+
+class FeatureTable(nn.Module):
+    """A frozen feature matrix on the model's device, with repeated rows kept once.
+
+    Buffers are not persistent: a checkpoint holds no features, which come from the data set.
+    """
+
+    values: Tensor
+    index: Tensor | None
+
+    def __init__(self, feature: Feature) -> None:
+        super().__init__()
+        values = torch.from_numpy(feature.values.astype("float32", copy=True))
+        self.register_buffer("values", values, persistent=False)
+        index = None if feature.index is None else torch.from_numpy(feature.index.copy())
+        self.register_buffer("index", index, persistent=False)
+        self.dim, self.n_rows = feature.dim, feature.n_rows
+
+    def expand(self, distinct: Tensor) -> Tensor:
+        """Give each node the row of its distinct value, zeros where unknown.
+
+        Args:
+            distinct: ``[n_distinct, d]``.
+
+        Returns:
+            ``[n_rows, d]``.
+        """
+        if self.index is None:
+            return distinct
+        rows = distinct[self.index.clamp(min=0)]
+        return rows * (self.index >= 0).unsqueeze(1).to(rows.dtype)
+
+    def dense(self) -> Tensor:
+        """Return one raw row a node, ``[n_rows, dim]``, zeros where unknown."""
+        return self.expand(self.values)
+
+    def known(self, nodes: Tensor) -> Tensor:
+        """Return those of some nodes ``[m]`` whose feature is known."""
+        return nodes if self.index is None else nodes[self.index[nodes] >= 0]
+
+
+def draw_mask(n_nodes: int, rate: float, device: torch.device) -> Tensor:
+    """Choose ``int(rate * n_nodes)`` nodes at random, from torch's seeded CPU generator.
+
+    Source: the set of masked nodes in Eq. (8) of Wei et al., WSDM 2024.
+    """
+    return torch.randperm(n_nodes)[: int(rate * n_nodes)].to(device)
+
+
+class MaskedRows(nn.Module):
+    """Replaces rows of a copy by a token; the original stays as it is.
+
+    Source: Eq. (8), Sec. 3.3.2 of Wei et al., WSDM 2024; "a learnable vector or mean pooling".
+
+    Args:
+        dim: width of the rows.
+        token: "learned" for a parameter, "mean" for the mean row.
+    """
+
+    def __init__(self, dim: int, token: MaskToken) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(dim)) if token == "learned" else None
+
+    def forward(self, rows: Tensor, nodes: Tensor) -> Tensor:
+        """Return the rows ``[n, dim]`` with those of `nodes` ``[m]`` replaced."""
+        token = rows.mean(dim=0) if self.token is None else self.token.to(rows.dtype)
+        return rows.index_put((nodes,), token.expand(len(nodes), -1))
+
+
+@dataclasses.dataclass
+class Propagated:
+    """A feature after collaborative context injection.
+
+    Attributes:
+        user: ``[n_users, d]``.
+        item: ``[n_items, d]``.
+        target: rows of the side the feature belongs to before masking, ``[n, d or dim]``.
+    """
+
+    user: Tensor
+    item: Tensor
+    target: Tensor

@@ -1,0 +1,231 @@
+"""LightningCLI for ``fit``, ``validate``, ``test`` and ``predict``."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from rich.console import Console
+
+from llmrec_pl.checkpoints import AtomicCheckpointIO, ResumeCheckpoint, read_checkpoint
+from llmrec_pl.data.datamodule import RecDataModule
+from llmrec_pl.errors import ConfigError
+from llmrec_pl.evaluation.callback import AllRankingEvaluator, run_directory
+from llmrec_pl.evaluation.predictions import PredictionWriter
+from llmrec_pl.evaluation.tables import groups_table, metrics_table
+from llmrec_pl.models.base import Recommender
+from llmrec_pl.progress_bar import training_progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "log_every_n_steps": 1, "max_epochs": 100}
+SPECIAL_CHECKPOINTS = ("best", "last", "hpc", "registry")
+console = Console()
+
+
+class _SaveFitConfig(SaveConfigCallback):
+    """Keeps the config of a training run; evaluations leave no second one behind."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class RecommenderCLI(LightningCLI):
+    """Adds the forced callbacks, each under its own top-level key, and what a run prints."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Give evaluator, checkpoint, early stopping and predictions keys of their own.
+
+        As items of ``trainer.callbacks`` an overlay would replace them silently.
+        """
+        parser.add_lightning_class_args(AllRankingEvaluator, "evaluation")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(ResumeCheckpoint, "resume")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/recall@20",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.enable_version_counter": False,
+                "checkpoint.save_last": True,
+                "early_stopping.monitor": "val/recall@20",
+                "early_stopping.mode": "max",
+                "early_stopping.patience": 10,
+            }
+        )
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_fixed_seed)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
+        """Parse, and look at the checkpoint before anything is built."""
+        super().parse_arguments(parser, args)
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and path not in SPECIAL_CHECKPOINTS:
+            read_checkpoint(path)
+        if not path and self.config.subcommand != "fit":
+            raise ConfigError(
+                f"`{self.config.subcommand}` needs `--ckpt_path`, the checkpoint of a trained "
+                "model; `fit` prints it at its end."
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
+        """Add atomic checkpoints, a progress display, and loggers in a folder of the run's own."""
+        config = self._get(self.config_init, "trainer")
+        kwargs["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        monitor = self._get(self.config, "checkpoint").monitor
+        callbacks = _as_list(config.get("callbacks"))
+        if config.get("enable_progress_bar") is not False and not config.get("fast_dev_run"):
+            bar = training_progress(monitor)
+            kwargs["enable_progress_bar"] = isinstance(bar, L.pytorch.callbacks.ProgressBar)
+            callbacks = [*callbacks, bar]
+        kwargs["callbacks"] = callbacks
+        if config.get("logger") is None:
+            fit = self.subcommand == "fit" and not config.get("fast_dev_run")
+            kwargs["logger"] = self._loggers(config) if fit else False
+        if kwargs.get("logger", config.get("logger")) is False:
+            kwargs.setdefault("enable_model_summary", False)
+        return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self, config: Any) -> list[Any]:  # noqa: ANN401
+        root = Path(config.get("default_root_dir") or ".") / "lightning_logs"
+        name = f"{self.datamodule.root.name}-{type(self.model).__name__}"
+        version = _claim_version(root / name)
+        logger = TensorBoardLogger(root, name=name, version=version)
+        return [logger, CSVLogger(root, name=name, version=version)]
+
+    def before_fit(self) -> None:
+        """Say what is about to be trained on what."""
+        self.datamodule.setup("fit")
+        if self.trainer.is_global_zero:
+            for key, value in self.datamodule.summary().items():
+                console.print(f"  {key + ':':<15}{value}", highlight=False, soft_wrap=True)
+
+    def after_fit(self) -> None:
+        """Evaluate the selected checkpoint in full, and say where everything lies."""
+        callback = self.trainer.checkpoint_callback
+        best = getattr(callback, "best_model_path", "")
+        if not best or self.trainer.fast_dev_run:
+            return
+        self.trainer.validate(self.model, self.datamodule, ckpt_path=best, verbose=False)
+        if not self.trainer.is_global_zero:
+            return
+        run = run_directory(self.trainer)
+        self._show("val", f"validation, {type(self.model).__name__} on {self.datamodule.root.name}")
+        console.print(f"  checkpoint:    {best}", soft_wrap=True, highlight=False)
+        console.print(f"  config:        {run / 'config.yaml'}", soft_wrap=True, highlight=False)
+        console.print(f"  metrics:       {run / 'metrics'}", soft_wrap=True, highlight=False)
+        command = f"python -m llmrec_pl test --config {run / 'config.yaml'} --ckpt_path {best}"
+        console.print(f"test it once with\n  {command}", soft_wrap=True, highlight=False)
+
+    def after_validate(self) -> None:
+        """Print the tables."""
+        if self.trainer.is_global_zero:
+            self._show("val", "validation")
+
+    def after_test(self) -> None:
+        """Print the tables."""
+        if self.trainer.is_global_zero:
+            self._show("test", "test")
+
+    def after_predict(self) -> None:
+        """Say where the lists lie."""
+        writer = next(c for c in self.trainer.callbacks if isinstance(c, PredictionWriter))
+        if self.trainer.is_global_zero:
+            console.print(f"  lists and candidate pools: {writer.folder}", soft_wrap=True)
+
+    def _show(self, stage: str, title: str) -> None:
+        evaluator = next(c for c in self.trainer.callbacks if isinstance(c, AllRankingEvaluator))
+        record = evaluator.results[stage]
+        console.print(metrics_table(record, title))
+        console.print(groups_table(record, f"{stage} by group"))
+
+
+def run(args: Sequence[str]) -> RecommenderCLI:
+    """Run one of the trainer's subcommands.
+
+    Args:
+        args: the command line without the program name.
+    """
+    _quieten()
+    check_configs_exist(args)
+    return RecommenderCLI(
+        Recommender,
+        RecDataModule,
+        subclass_mode_model=True,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        seed_everything_default=2026,
+        trainer_defaults=TRAINER_DEFAULTS,
+        save_config_callback=_SaveFitConfig,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"prog": "python -m llmrec_pl"},
+        args=list(args),
+    )
+
+
+def check_configs_exist(args: Sequence[str]) -> None:
+    """Refuse a missing or malformed ``--config`` file before the parser's long usage text.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    for flag, value in zip(args, list(args)[1:], strict=False):
+        if flag not in ("--config", "-c"):
+            continue
+        path = Path(value)
+        if not path.is_file():
+            raise ConfigError(f"no config file at {value!r}; shipped ones lie in `configs/`.")
+        try:
+            yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"config file {value!r} is not valid YAML: {error}") from error
+
+
+def _fixed_seed(seed: bool | int) -> int:
+    if isinstance(seed, bool):
+        raise ConfigError("`seed_everything` needs an integer, so that a run can be repeated.")
+    return seed
+
+
+def _as_list(value: Any) -> list[Any]:  # noqa: ANN401
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
+
+def _claim_version(folder: Path) -> str:
+    """Make the next free ``version_<n>`` folder; two runs at once get two."""
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        return "unused"  # the first rank's folder is broadcast
+    taken = (int(p.name[8:]) for p in folder.glob("version_*") if p.name[8:].isdigit())
+    number = max(taken, default=-1) + 1
+    while True:
+        try:
+            (folder / f"version_{number}").mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return f"version_{number}"
+
+
+def _quieten() -> None:
+    """Leave out hints that do not apply here."""
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*The `compute` method of metric .* was called before the `update`.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*LightningCLI's args parameter.*",
+        ".*Sparse CSR tensor support is in beta.*",
+        ".*The number of training batches.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)
