@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -24,11 +25,17 @@ from llmrec_pl.models.base import Recommender
 from llmrec_pl.progress_bar import training_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "log_every_n_steps": 1, "max_epochs": 100}
+TRAINER_DEFAULTS = {
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+    "max_epochs": 100,
+    "enable_model_summary": False,
+}
 SPECIAL_CHECKPOINTS = ("best", "last", "hpc", "registry")
-console = Console()
+# Tables need some width where the output goes to a file.
+console = Console(width=None if Console().is_terminal else 120)
 
 
 class _SaveFitConfig(SaveConfigCallback):
@@ -93,8 +100,6 @@ class RecommenderCLI(LightningCLI):
         if config.get("logger") is None:
             fit = self.subcommand == "fit" and not config.get("fast_dev_run")
             kwargs["logger"] = self._loggers(config) if fit else False
-        if kwargs.get("logger", config.get("logger")) is False:
-            kwargs.setdefault("enable_model_summary", False)
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self, config: Any) -> list[Any]:  # noqa: ANN401
@@ -107,9 +112,16 @@ class RecommenderCLI(LightningCLI):
     def before_fit(self) -> None:
         """Say what is about to be trained on what."""
         self.datamodule.setup("fit")
-        if self.trainer.is_global_zero:
-            for key, value in self.datamodule.summary().items():
-                console.print(f"  {key + ':':<15}{value}", highlight=False, soft_wrap=True)
+        trainer = self.trainer
+        lines = {
+            "model": type(self.model).__name__,
+            **self.datamodule.summary(),
+            "runs on": f"{trainer.num_devices} x {trainer.strategy.root_device.type}, "
+            f"precision {trainer.precision}",
+            "run folder": trainer.log_dir,
+        }
+        if trainer.is_global_zero:
+            _print_pairs(lines)
 
     def after_fit(self) -> None:
         """Evaluate the selected checkpoint in full, and say where everything lies."""
@@ -121,11 +133,10 @@ class RecommenderCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         run = run_directory(self.trainer)
+        config = run / "config.yaml"
         self._show("val", f"validation, {type(self.model).__name__} on {self.datamodule.root.name}")
-        console.print(f"  checkpoint:    {best}", soft_wrap=True, highlight=False)
-        console.print(f"  config:        {run / 'config.yaml'}", soft_wrap=True, highlight=False)
-        console.print(f"  metrics:       {run / 'metrics'}", soft_wrap=True, highlight=False)
-        command = f"python -m llmrec_pl test --config {run / 'config.yaml'} --ckpt_path {best}"
+        _print_pairs({"checkpoint": best, "config": config, "metrics": run / "metrics"})
+        command = f"python -m llmrec_pl test --config {config} --ckpt_path {best}"
         console.print(f"test it once with\n  {command}", soft_wrap=True, highlight=False)
 
     def after_validate(self) -> None:
@@ -198,6 +209,11 @@ def _fixed_seed(seed: bool | int) -> int:
     return seed
 
 
+def _print_pairs(pairs: Mapping[str, object]) -> None:
+    for key, value in pairs.items():
+        console.print(f"  {key + ':':<15}{value}", highlight=False, soft_wrap=True)
+
+
 def _as_list(value: Any) -> list[Any]:  # noqa: ANN401
     return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
@@ -218,7 +234,9 @@ def _claim_version(folder: Path) -> str:
 
 
 def _quieten() -> None:
-    """Leave out hints that do not apply here."""
+    """Leave out hints that do not apply here, and what this module prints itself."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     for pattern in (
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
@@ -227,5 +245,6 @@ def _quieten() -> None:
         ".*LightningCLI's args parameter.*",
         ".*Sparse CSR tensor support is in beta.*",
         ".*The number of training batches.*",
+        ".*Experiment logs directory.*",
     ):
         warnings.filterwarnings("ignore", pattern)

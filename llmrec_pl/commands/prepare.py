@@ -3,7 +3,7 @@
 The folder holds interactions.parquet, users.parquet, items.parquet and dataset.json, which
 records every choice below, what each filter removed, and one fingerprint over all of it.
 
-data sets:
+Data sets:
   ml-100k ml-1m ml-10m ml-20m ml-25m ml-32m ml-latest ml-latest-small
                  MovieLens; fetched into .cache/ (or LLMREC_CACHE) unless --source names the
                  unpacked folder or the .zip
@@ -12,12 +12,13 @@ data sets:
   recbole        RecBole atomic files (<name>.inter, ...); needs --source
   table          any CSV, TSV or parquet file with named columns; needs --source
 
-filters run in this order: repeated (user, item) pairs are merged, --min-rating, --require-text,
---max-per-user, --k-core. splits: `random` takes the ratios from each user's history,
+Filters run in this order: repeated (user, item) pairs are merged, --min-rating, --require-text,
+--max-per-user, --k-core. Splits: `random` takes the ratios from each user's history,
 `leave-last-out` each user's last two interactions, `time` one cut for all, `given` what the raw
-data bring; a validation set that is not given is carved out of train.
+data bring. A validation or test set that is not given is carved out of train, with the shares
+rounded at random for each user, while `random` gives each user at least one where it can.
 
-examples:
+Examples:
   python -m llmrec_pl prepare ml-100k
   python -m llmrec_pl prepare ml-1m --source ~/ml-1m.zip --k-core 5 --split leave-last-out
   python -m llmrec_pl prepare released --source netflix/ --name netflix --out data/netflix
@@ -33,6 +34,9 @@ from llmrec_pl.errors import DatasetError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
+
+    from rich.console import Console
 
     from llmrec_pl.data.sources.base import RawDataset
 
@@ -52,13 +56,16 @@ TABLE_OPTIONS = ("user_column", "item_column", "rating_column", "timestamp_colum
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `prepare`."""
-    parser.add_argument("dataset", choices=[*MOVIELENS, *OTHERS], metavar="DATASET", help="see above")
+    parser.add_argument(
+        "dataset", choices=[*MOVIELENS, *OTHERS], metavar="DATASET", help="see above"
+    )
     parser.add_argument("--source", type=Path, metavar="PATH", help="folder, .zip or file to read")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to make (data/NAME)")
     parser.add_argument("--name", help="name of the data set (DATASET, or the folder's name)")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set in DIR")
     _add_filters(parser.add_argument_group("filters"))
     _add_split(parser.add_argument_group("split"))
+    _add_released(parser.add_argument_group("released data"))
     _add_tables(parser.add_argument_group("columns of `table`, and further tables"))
 
 
@@ -92,10 +99,22 @@ def _add_filters(group: argparse._ArgumentGroup) -> None:
         help="each user and each item keeps at least K interactions; two numbers set users and "
         "items apart",
     )
+
+
+def _add_released(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--allow-empty-users",
+        "--n-items",
+        type=int,
+        metavar="N",
+        help="size of the catalogue where no file tells it (17366 for Netflix)",
+    )
+    group.add_argument(
+        "--titles-aligned",
         action="store_true",
-        help="`released`: keep users that have no interaction",
+        help="the ids in item_attribute.csv are those of the interactions (not so for Netflix)",
+    )
+    group.add_argument(
+        "--allow-empty-users", action="store_true", help="keep users that have no interaction"
     )
 
 
@@ -188,11 +207,16 @@ def _source(args: argparse.Namespace) -> Path:
     return path
 
 
-def _read(args: argparse.Namespace, note: Any) -> RawDataset:  # noqa: ANN401
+def _read(args: argparse.Namespace, note: Callable[[str], None]) -> RawDataset:
     """Read the raw data, fetching them first where no `--source` is given."""
     from llmrec_pl.data.sources import detect, read
 
-    kind, path, options = args.dataset, args.source, {}
+    kind, path = args.dataset, args.source
+    options: dict[str, Any] = {}
+    if kind == "released":
+        options = {"titles_aligned": args.titles_aligned, "n_items": args.n_items}
+    elif args.titles_aligned or args.n_items is not None:
+        raise DatasetError("`--titles-aligned` and `--n-items` only go with `prepare released`.")
     if kind == "table":
         options = {k: v for k in TABLE_OPTIONS if (v := getattr(args, k)) is not None}
     elif given := [k for k in TABLE_OPTIONS if getattr(args, k) is not None]:
@@ -218,7 +242,7 @@ def _read(args: argparse.Namespace, note: Any) -> RawDataset:  # noqa: ANN401
     return raw
 
 
-def print_summary(meta: dict[str, Any], out: Path, console: Any) -> None:  # noqa: ANN401
+def print_summary(meta: dict[str, Any], out: Path, console: Console) -> None:
     """Print sizes, what was removed, and the next command."""
     from rich.table import Table
 
@@ -229,20 +253,30 @@ def print_summary(meta: dict[str, Any], out: Path, console: Any) -> None:  # noq
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
-    table.add_row("users", f"{meta['n_users']:,}", _share(counts["users_without_train"], "without train"))
-    table.add_row("items", f"{meta['n_items']:,}", _share(counts["items_without_train"], "without train"))
-    table.add_row("interactions", f"{n_edges:,}", f"sparsity {1 - n_edges / cells:.4%}", end_section=True)
+    table.add_row(
+        "users", f"{meta['n_users']:,}", _share(counts["users_without_train"], "without train")
+    )
+    table.add_row(
+        "items", f"{meta['n_items']:,}", _share(counts["items_without_train"], "without train")
+    )
+    table.add_row(
+        "interactions", f"{n_edges:,}", f"sparsity {1 - n_edges / cells:.4%}", end_section=True
+    )
     for split, size in sizes.items():
         table.add_row(f"  {split}", f"{size:,}", f"{size / n_edges:.1%}")
     table.add_section()
     table.add_row("raw rows", f"{counts['raw']:,}", "")
     for what, removed in counts["removed"].items():
-        table.add_row(f"  {what}", f"-{removed:,}" if removed else "0", "removed" if removed else "")
+        table.add_row(
+            f"  {what}", f"-{removed:,}" if removed else "0", "removed" if removed else ""
+        )
     for side in ("users", "items"):
         if left := counts.get(f"{side}_of_table_left_out"):
             table.add_row(f"  {side} without interactions", f"-{left:,}", f"{side} left out")
         if unknown := counts.get(f"{side}_not_in_table"):
-            table.add_row(f"  {side} unknown to the {side[:-1]} table", f"{unknown:,}", "kept, without text")
+            table.add_row(
+                f"  {side} unknown to the {side[:-1]} table", f"{unknown:,}", "kept, without text"
+            )
     table.add_section()
     protocol = meta["protocol"]
     split = protocol["split"]
@@ -250,7 +284,9 @@ def print_summary(meta: dict[str, Any], out: Path, console: Any) -> None:  # noq
         split += f", {' and '.join(protocol['carved'])} carved out of train"
     table.add_row("split", split, f"seed {protocol['seed']}")
     for name, feature in meta["features"].items():
-        table.add_row(f"feature {name}", f"{feature['rows']:,} x {feature['dim']}", feature["dtype"])
+        table.add_row(
+            f"feature {name}", f"{feature['rows']:,} x {feature['dim']}", feature["dtype"]
+        )
     table.add_row("fingerprint", meta["fingerprint"][:16], "in full in dataset.json")
     console.print(table)
     console.print(f"written to {out}", markup=False, highlight=False)

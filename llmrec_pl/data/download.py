@@ -6,7 +6,6 @@ redistributed, so none of it comes with this package.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import http.client
@@ -16,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -98,6 +96,10 @@ def fetch_movielens(
     """
     archive = MOVIELENS[name]
     target = cache_folder() / archive.file
+    copy = _recbole_folder(cache_folder())
+    if name == "ml-100k" and copy.is_dir() and not target.is_file():
+        report(f"taken from the cache: {copy} (out of the wheel {RECBOLE})")
+        return "recbole", copy
     tried = []
     url = f"{server}/{archive.file}"
     try:
@@ -123,6 +125,10 @@ def fetch_movielens(
         f"cannot get {name!r}; tried {'; '.join(tried)}. Fetch the archive with a browser and name "
         "it with `--source FILE.zip`, or use the simulated data: `prepare simulated`."
     )
+
+
+def _recbole_folder(cache: Path) -> Path:
+    return cache / RECBOLE.replace("==", "-") / "ml-100k"
 
 
 def _is_intact(path: Path, md5: str | None) -> bool:
@@ -178,7 +184,7 @@ def _transfer(url: str, part: Path, answer_timeout: float) -> None:
     if start:
         headers["Range"] = f"bytes={start}-"
     try:
-        response = _open(urllib.request.Request(url, headers=headers), answer_timeout)  # noqa: S310
+        response = _open(urllib.request.Request(url, headers=headers), answer_timeout)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -216,11 +222,11 @@ def _open(request: urllib.request.Request, timeout: float) -> http.client.HTTPRe
 
     def work() -> None:
         try:
-            response = urllib.request.urlopen(request, timeout=max(READ_TIMEOUT, timeout))  # noqa: S310
+            response = urllib.request.urlopen(request, timeout=max(READ_TIMEOUT, timeout))
             if given_up.is_set():
                 response.close()
             answers.put(response)
-        except Exception as error:  # noqa: BLE001 - handed to the caller's thread
+        except Exception as error:
             answers.put(error)
 
     threading.Thread(target=work, daemon=True).start()
@@ -251,13 +257,22 @@ def fetch_recbole_copy(cache: Path, *, timeout: float = 180.0) -> Path:
     Raises:
         TransferError: pip is missing or cannot fetch the wheel, or its content is another.
     """
-    folder = cache / RECBOLE.replace("==", "-") / "ml-100k"
+    folder = _recbole_folder(cache)
     if folder.is_dir():
         return folder
     wheels = cache / "wheels"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(wheels)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--dest",
+        str(wheels),
+    ]
     try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter, fixed arguments
+        done = subprocess.run(
             [*command, RECBOLE], capture_output=True, text=True, timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired as error:

@@ -52,7 +52,8 @@ class Protocol:
         k_core_users: each user keeps at least so many interactions.
         k_core_items: each item keeps at least so many interactions.
         split: "random" (per user), "leave-last-out" (per user), "time" (one cut for all) or
-            "given" (from the raw data; what is missing there is carved out of train).
+            "given" (from the raw data; what is missing there is carved out of train, with the
+            shares rounded at random).
         ratios: shares of train, val and test; for "given" the shares that are carved.
         seed: of the split and of the choice in `max_per_user`.
     """
@@ -146,7 +147,9 @@ def prepare_dataset(
         write_meta(temporary, meta)
         for feature in raw.features:
             table = users if feature.side == "user" else items
-            write_feature(temporary, _feature(feature, table["_row"], str(raw.provenance.get("source"))))
+            write_feature(
+                temporary, _feature(feature, table["_row"], str(raw.provenance.get("source")))
+            )
         _move_into_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -206,9 +209,19 @@ def apply_filters(raw: RawDataset, protocol: Protocol) -> tuple[pl.DataFrame, di
         frame = kept
 
     n_raw = frame.height
-    keep("repeated pairs", splits.merge_duplicates(frame))
+    merged = splits.merge_duplicates(frame)
+    if "split" in frame.columns:
+        once = frame.unique(["user_id", "item_id", "split"]).height
+        removed["repeated pairs"] = frame.height - once
+        removed["pairs also in an earlier split"] = once - merged.height
+        frame = merged
+    else:
+        keep("repeated pairs", merged)
     if protocol.min_rating is not None:
-        keep(f"rating below {protocol.min_rating:g}", splits.filter_rating(frame, protocol.min_rating))
+        keep(
+            f"rating below {protocol.min_rating:g}",
+            splits.filter_rating(frame, protocol.min_rating),
+        )
     if protocol.require_text is not None:
         kept = splits.filter_text(frame, raw.items, protocol.require_text)
         keep(f"items without {protocol.require_text}", kept)
@@ -332,8 +345,14 @@ def _count(
     sizes = dict(edges["split"].value_counts().iter_rows())
     train = edges.filter(pl.col("split") == "train")
     counts: dict[str, Any] = {"splits": {s: int(sizes.get(s, 0)) for s in SPLITS}}
+    for side in ("user", "item"):
+        counts[f"{side}s_by_split"] = {
+            split: edges.filter(pl.col("split") == split)[side].n_unique() for split in SPLITS
+        }
     counts["users_without_train"] = users.height - train["user"].n_unique()
     counts["items_without_train"] = items.height - train["item"].n_unique()
+    cold_test = edges.filter(pl.col("split") == "test").join(train, on="item", how="anti")
+    counts["test_interactions_with_items_without_train"] = cold_test.height
     for table, source, side in ((users, raw.users, "user"), (items, raw.items, "item")):
         if source is not None and not raw.fixed_catalogue:
             known = table["_row"].count()

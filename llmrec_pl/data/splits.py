@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from llmrec_pl.data.dataset import SPLITS
 from llmrec_pl.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def ratio_counts(n: NDArray[np.int64], ratios: Sequence[float]) -> NDArray[np.in
     """
     shares = np.asarray(ratios, dtype=np.float64) / np.sum(ratios)
     exact = shares[:, None] * n
-    counts = np.floor(exact + _EPSILON).astype(np.int64)
+    counts: NDArray[np.int64] = np.floor(exact + _EPSILON).astype(np.int64)
     counts[0] = n - counts[1] - counts[2]
     for part in (2, 1):
         take = (shares[part] > 0) & (counts[part] == 0) & (counts[0] > 1)
@@ -174,7 +175,9 @@ def split_random(frame: pl.DataFrame, ratios: Sequence[float], seed: int) -> pl.
         The rows with a column ``split``.
     """
     keyed = frame.with_columns(pl.Series("_key", keyed_order(frame, seed, "split")))
-    return _assign(keyed.sort("user_id", "_key", "item_id"), ratios).drop("_key")
+    sizes = keyed.group_by("user_id").len()
+    counts = ratio_counts(sizes["len"].to_numpy().astype(np.int64), ratios)
+    return _assign(keyed.sort("user_id", "_key", "item_id"), sizes, counts).drop("_key")
 
 
 def split_last_out(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
@@ -232,31 +235,41 @@ def split_time(frame: pl.DataFrame, ratios: Sequence[float]) -> pl.DataFrame:
     )
 
 
-def carve(
-    frame: pl.DataFrame, val_ratio: float, test_ratio: float, seed: int
-) -> pl.DataFrame:
+def carve(frame: pl.DataFrame, val_ratio: float, test_ratio: float, seed: int) -> pl.DataFrame:
     """Move a random part of each user's train rows to val and test; other rows stay.
+
+    A user's share is rounded at random (keyed by the user), so that the shares hold over all
+    users. The rule of `split_random`, at least one where possible, would take two fifths of a
+    data set with five interactions a user. A user keeps at least one train row.
 
     Args:
         frame: interactions with a column ``split``.
         val_ratio: share of the train rows to move to val; 0 leaves val as it is.
         test_ratio: the same for test.
-        seed: of the keyed order.
+        seed: of the keyed order and of the rounding.
 
     Returns:
-        The rows with the new ``split``; rounding as in `ratio_counts`.
+        The rows with the new ``split``.
     """
     train = frame.filter(pl.col("split") == "train").drop("split")
     rest = frame.filter(pl.col("split") != "train")
-    ratios = (1.0 - val_ratio - test_ratio, val_ratio, test_ratio)
-    carved = split_random(train, ratios, seed)
+    keyed = train.with_columns(pl.Series("_key", keyed_order(train, seed, "carve")))
+    ordered = keyed.sort("user_id", "_key", "item_id").drop("_key")
+    sizes = ordered.group_by("user_id").len()
+    n = sizes["len"].to_numpy().astype(np.int64)
+    counts = np.zeros((3, len(n)), dtype=np.int64)
+    for part, ratio in ((2, test_ratio), (1, val_ratio)):
+        hashes = _hash_ids(sizes, "user_id", f"{seed}/carve/{SPLITS[part]}")
+        uniform = (hashes >> np.uint64(11)) * 2.0**-53
+        wanted = np.floor(ratio * n + uniform + _EPSILON).astype(np.int64)
+        counts[part] = np.minimum(wanted, n - 1 - counts.sum(axis=0))
+    counts[0] = n - counts[1] - counts[2]
+    carved = _assign(ordered, sizes, counts)
     return pl.concat([carved.select(frame.columns), rest])
 
 
-def _assign(ordered: pl.DataFrame, ratios: Sequence[float]) -> pl.DataFrame:
+def _assign(ordered: pl.DataFrame, sizes: pl.DataFrame, counts: NDArray[np.int64]) -> pl.DataFrame:
     """Give each user's first rows to train, the next to val, the last to test."""
-    sizes = ordered.group_by("user_id").len()
-    counts = ratio_counts(sizes["len"].to_numpy().astype(np.int64), ratios)
     table = sizes.select(
         "user_id",
         pl.Series("_train", counts[0]),

@@ -104,7 +104,7 @@ def _old_module(module: str) -> str:
 class _Dtype:
     """A dtype under construction: only plain ones, without fields."""
 
-    def __init__(self, code: str, align: object = False, copy: object = True) -> None:  # noqa: ARG002
+    def __init__(self, code: str, align: object = False, copy: object = True) -> None:
         if not isinstance(code, str) or not _DTYPE.fullmatch(code):
             raise pickle.UnpicklingError(f"dtype {code!r} is not allowed")
         self.dtype = np.dtype(code)
@@ -126,12 +126,12 @@ class _NdArray:
 class _Array(np.ndarray[Any, Any]):
     """An array under construction; `_plain` turns it into an ``np.ndarray``."""
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:  # type: ignore[override]
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         version, shape, dtype, fortran, raw = state
-        super().__setstate__((version, shape, dtype.dtype, fortran, raw))  # type: ignore[misc]
+        super().__setstate__((version, shape, dtype.dtype, fortran, raw))
 
 
-def _reconstruct(kind: object, shape: object, code: object) -> _Array:  # noqa: ARG001
+def _reconstruct(kind: object, shape: object, code: object) -> _Array:
     """Stand in for ``numpy.core.multiarray._reconstruct``: an empty array for ``__setstate__``."""
     return np.zeros(0, dtype=np.int8).view(_Array)
 
@@ -208,7 +208,20 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     **{("scipy.sparse", name): stub for name, stub in _SPARSE.items()},
     **{
         ("builtins", kind.__name__): kind
-        for kind in (object, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)
+        for kind in (
+            object,
+            bool,
+            int,
+            float,
+            complex,
+            str,
+            bytes,
+            list,
+            tuple,
+            dict,
+            set,
+            frozenset,
+        )
     },
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.table import Table
 
 from llmrec_pl.evaluation.metrics import METRICS
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 _HEADINGS = {
     "recall": "Recall",
     "ndcg": "NDCG",
-    "precision": "Precision",
+    "precision": "Prec.",
     "hit": "Hit",
     "mrr": "MRR",
     "map": "MAP",
@@ -36,11 +37,17 @@ def metrics_table(record: Mapping[str, Any], title: str) -> Table:
     )
     if "test_openings" in record:
         caption += f"; test split opened {record['test_openings']} time(s) by this run"
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table = Table(
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     table.add_column("K", justify="right", style="bold")
     for name in METRICS:
-        table.add_column(_HEADINGS[name], justify="right")
-    for name in ("hits", "coverage", "gini"):
+        table.add_column(_HEADINGS[name], justify="right", no_wrap=True)
+    for name in ("hits", "cover", "gini"):
         table.add_column(name, justify="right", style="dim")
     for k in ks:
         exposure = record["exposure"]
@@ -61,12 +68,12 @@ def groups_table(record: Mapping[str, Any], title: str) -> Table:
         record: what `AllRankingEvaluator` writes as ``metrics/<stage>.json``.
         title: heading of the table.
     """
-    table = Table(title=title, title_justify="left")
-    table.add_column("group")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("group", no_wrap=True)
     table.add_column("users", justify="right")
     for name in ("recall", "ndcg"):
         for k in record["ks"]:
-            table.add_column(f"{_HEADINGS[name]}@{k}", justify="right")
+            table.add_column(f"{name[0].upper()}@{k}", justify="right", no_wrap=True)
     for group, metrics in record["groups"].items():
         if metrics["users"] == 0:
             continue

@@ -112,7 +112,7 @@ def text_encoder(
 
 
 def image_encoder(
-    spec: str = "auto", *, batch_size: int = 32, device: str = "auto"
+    spec: str = "auto", *, batch_size: int = 16, device: str = "auto"
 ) -> Encoder[Path]:
     """Make an image encoder.
 

@@ -101,7 +101,7 @@ class EfficientNetLiteImages(_TorchImages):
 
     label = "efficientnet-lite0"
 
-    def __init__(self, *, batch_size: int = 32, device: str = "auto") -> None:
+    def __init__(self, *, batch_size: int = 16, device: str = "auto") -> None:
         super().__init__(batch_size, device)
         import torch
 
@@ -168,7 +168,7 @@ class TransformerImages(_TorchImages):
             readable.
     """
 
-    def __init__(self, spec: str, *, batch_size: int = 32, device: str = "auto") -> None:
+    def __init__(self, spec: str, *, batch_size: int = 16, device: str = "auto") -> None:
         super().__init__(batch_size, device)
         transformers = require("transformers", f"image encoder {spec!r}", _FEATURES_INSTALL)
         require("PIL.Image", f"image encoder {spec!r}", _FEATURES_INSTALL)
@@ -245,7 +245,7 @@ class OpenClipImages(_TorchImages):
         ConfigError: open_clip is missing, does not know the model, or cannot get its weights.
     """
 
-    def __init__(self, spec: str, *, batch_size: int = 32, device: str = "auto") -> None:
+    def __init__(self, spec: str, *, batch_size: int = 16, device: str = "auto") -> None:
         super().__init__(batch_size, device)
         self.label = f"open_clip:{spec}"
         name, _, weights = spec.partition("/")

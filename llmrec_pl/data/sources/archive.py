@@ -113,4 +113,6 @@ def _levels(path: Path) -> list[dict[str, str]]:
             if not info.is_dir():
                 member = PurePosixPath(info.filename)
                 levels.setdefault(str(member.parent), {})[member.name] = info.filename
-    return [levels[k] for k in sorted(levels, key=lambda k: (0 if k == "." else k.count("/") + 1, k))]
+    return [
+        levels[k] for k in sorted(levels, key=lambda k: (0 if k == "." else k.count("/") + 1, k))
+    ]

@@ -102,9 +102,7 @@ def parse_delimited(
         ) from error
 
 
-def _raise_ragged(
-    data: bytes, where: str, separator: str, columns: Sequence[str] | None
-) -> None:
+def _raise_ragged(data: bytes, where: str, separator: str, columns: Sequence[str] | None) -> None:
     """Raise for the first line with too many or too few fields, if one can be found."""
     lines = data.split(b"\n")
     expected = len(columns) if columns is not None else lines[0].count(separator.encode()) + 1

@@ -189,7 +189,9 @@ def _read_csv(files: RawFiles) -> RawDataset:
     raw = RawDataset(_name_of_csv(interactions), interactions)
     raw.provenance = _provenance("ratings.csv", data)
     if "movies.csv" in files:
-        movies = parse_delimited(files.read("movies.csv"), files.where("movies.csv"), ",", quoted=True)
+        movies = parse_delimited(
+            files.read("movies.csv"), files.where("movies.csv"), ",", quoted=True
+        )
         _require(movies, ["movieId", "title", "genres"], files.where("movies.csv"))
         raw.items = _items(movies.rename({"movieId": "item_id", "title": "raw"}))
     return raw
@@ -197,7 +199,12 @@ def _read_csv(files: RawFiles) -> RawDataset:
 
 def _name_of_csv(interactions: pl.DataFrame) -> str:
     # the CSV variants share file names; their published numbers of ratings tell them apart
-    sizes = {20_000_263: "ml-20m", 25_000_095: "ml-25m", 32_000_204: "ml-32m", 100_836: "ml-latest-small"}
+    sizes = {
+        20_000_263: "ml-20m",
+        25_000_095: "ml-25m",
+        32_000_204: "ml-32m",
+        100_836: "ml-latest-small",
+    }
     return sizes.get(interactions.height, "ml-latest")
 
 

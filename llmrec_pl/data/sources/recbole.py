@@ -106,7 +106,9 @@ def _side(files: RawFiles, name: str, id_column: str) -> tuple[pl.DataFrame, lis
         )
     check_ids(table, [id_column], files.where(name), first_line=2)
     lists = [c for c in table.columns if c in _LISTS]
-    table = table.with_columns(pl.col(c).str.strip_chars().str.replace_all(" ", ", ") for c in lists)
+    table = table.with_columns(
+        pl.col(c).str.strip_chars().str.replace_all(" ", ", ") for c in lists
+    )
     names = {old: new for old, new in _NAMES.items() if old in table.columns}
     table = table.rename({old: new for old, new in names.items() if new not in table.columns})
     if "year" in table.columns:

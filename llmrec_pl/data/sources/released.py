@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 FEATURE_FILES = {"image_feat.npy": "image", "text_feat.npy": "text"}
 
 
-def read_released(path: Path, *, titles_aligned: bool = False) -> RawDataset:
+def read_released(
+    path: Path, *, titles_aligned: bool = False, n_items: int | None = None
+) -> RawDataset:
     """Read a released LLMRec data folder; `train.json` alone is enough.
 
     Args:
@@ -39,6 +41,7 @@ def read_released(path: Path, *, titles_aligned: bool = False) -> RawDataset:
         titles_aligned: the ids of ``item_attribute.csv`` are the ids of the interactions. In the
             released Netflix data they are not, so by default its columns are kept apart as
             ``attribute_title`` and so on, which nothing takes for the item's title.
+        n_items: size of the catalogue, where no file at hand tells it.
 
     Raises:
         DatasetError: a file is damaged, or files disagree.
@@ -59,7 +62,12 @@ def read_released(path: Path, *, titles_aligned: bool = False) -> RawDataset:
             f"`val.json` equals `test.json` {same}: choosing a model on it would be choosing on "
             "test. It is not used; a validation set is carved out of train."
         )
-    n_users, n_items = (max(int(e[i].max(initial=-1)) for e in edges.values()) + 1 for i in (0, 1))
+    n_users, seen = (max(int(e[i].max(initial=-1)) for e in edges.values()) + 1 for i in (0, 1))
+    if n_items is not None and n_items < seen:
+        raise DatasetError(
+            f"`n_items` is {n_items} but {str(path)!r} has item {seen - 1}; give at least {seen}."
+        )
+    n_items = n_items or seen
     if "train_mat" in files:
         data = files.read("train_mat")
         hashes["train_mat"] = hashlib.sha256(data).hexdigest()
@@ -133,11 +141,13 @@ def _check_train(matrix: Any, train: NDArray[np.int64], where: str) -> None:  # 
     expected = {(int(u), int(i)) for u, i in train.T}
     if found != expected:
         user, item = min(found ^ expected)
-        has, lacks = ("train_mat", "train.json") if (user, item) in found else ("train.json", "train_mat")
+        has, lacks = (
+            ("train_mat", "train.json") if (user, item) in found else ("train.json", "train_mat")
+        )
         raise DatasetError(
-            f"{where!r} and `train.json` disagree: {len(found - expected)} edges are only in "
-            f"`train_mat` and {len(expected - found)} only in `train.json`; for example user {user}, "
-            f"item {item} is in `{has}` but not in `{lacks}`. Remove the wrong file."
+            f"{where!r} and `train.json` disagree: {len(found - expected)} edges are only "
+            f"in `train_mat` and {len(expected - found)} only in `train.json`; for example user "
+            f"{user}, item {item} is in `{has}` but not in `{lacks}`. Remove the wrong file."
         )
 
 
@@ -190,7 +200,9 @@ def _join_attributes(
             continue
         # a title with commas that was not quoted takes up further fields
         fields = [*row[1 : width - 1], ",".join(row[width - 1 :])] if len(row) > width else row[1:]
-        table[str(int(row[0]))] = [f.strip() or None for f in fields] + [None] * (width - 1 - len(fields))
+        table[str(int(row[0]))] = [f.strip() or None for f in fields] + [None] * (
+            width - 1 - len(fields)
+        )
     prefix = "" if aligned else "attribute_"
     columns = {}
     for place, name in enumerate(header[1:]):
@@ -198,8 +210,8 @@ def _join_attributes(
         columns[f"{prefix}{name}"] = pl.Series(column, dtype=pl.String)
     known = sum(i in table for i in items["item_id"])
     notes.append(
-        f"`item_attribute.csv` has {len(rows)} rows, {known} of them with ids of the {items.height} "
-        "items. "
+        f"`item_attribute.csv` has {len(rows)} rows, {known} of them with ids of the "
+        f"{items.height} items. "
         + (
             "Taken as the items' own texts, as asked."
             if aligned

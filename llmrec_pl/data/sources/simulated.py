@@ -112,9 +112,9 @@ def _interactions(
         times = start + np.cumsum(rng.random(len(chosen)) * 5 * _DAY).astype(np.int64)
         rows.append((np.full(len(chosen), user), chosen, ratings[user, chosen], times))
     user, item, rating, time = (np.concatenate(part) for part in zip(*rows, strict=True))
-    return pl.DataFrame({"user_id": user + 1, "item_id": item + 1, "rating": rating, "timestamp": time}).with_columns(
-        pl.col("user_id", "item_id").cast(pl.String)
-    )
+    return pl.DataFrame(
+        {"user_id": user + 1, "item_id": item + 1, "rating": rating, "timestamp": time}
+    ).with_columns(pl.col("user_id", "item_id").cast(pl.String))
 
 
 def _items(rng: np.random.Generator, taste: NDArray[np.int64], *, plots: bool) -> pl.DataFrame:
@@ -140,14 +140,24 @@ def _items(rng: np.random.Generator, taste: NDArray[np.int64], *, plots: bool) -
         year = 1960 + int(draw[6] * 40)
         row = [str(item + 1), title, year, ", ".join(listed), director, country]
         if plots:
-            other = choose(nouns, draw[7])
+            other = choose(tuple(n for n in nouns if n != noun), draw[7])
             row.append(
-                f"A {listed[0].lower()} film from {country} in which a {noun.lower()} and a "
+                f"{listed[0]} film from {country}, in which the {noun.lower()} and the "
                 f"{other.lower()} change everything."
             )
         rows.append(row)
-    names = ["item_id", "title", "year", "genres", "director", "country", *(["plot"] if plots else [])]
-    return pl.DataFrame(rows, schema=names, orient="row").with_columns(pl.col("year").cast(pl.Int32))
+    names = [
+        "item_id",
+        "title",
+        "year",
+        "genres",
+        "director",
+        "country",
+        *(["plot"] if plots else []),
+    ]
+    return pl.DataFrame(rows, schema=names, orient="row").with_columns(
+        pl.col("year").cast(pl.Int32)
+    )
 
 
 def _users(rng: np.random.Generator, taste: NDArray[np.int64]) -> pl.DataFrame:

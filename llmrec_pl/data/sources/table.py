@@ -80,7 +80,9 @@ def read_table(
               [user_column, item_column], where, first_line)  # fmt: skip
     columns = [table[chosen[side]].cast(pl.String).alias(side) for side in ("user_id", "item_id")]
     if "rating" in chosen:
-        columns.append(to_numbers(table, chosen["rating"], pl.Float64, where, first_line).alias("rating"))
+        columns.append(
+            to_numbers(table, chosen["rating"], pl.Float64, where, first_line).alias("rating")
+        )
     if "timestamp" in chosen:
         columns.append(_seconds(table, chosen["timestamp"], where, first_line).alias("timestamp"))
     given: tuple[Split, ...] = ()
@@ -140,18 +142,23 @@ def _read_json_lines(path: Path) -> tuple[pl.DataFrame, int]:
         try:
             content = json.loads(line)
         except ValueError as error:
-            raise DatasetError(f"{str(path)!r} line {number} is not valid JSON ({error}).") from error
+            raise DatasetError(
+                f"{str(path)!r} line {number} is not valid JSON ({error})."
+            ) from error
         if not isinstance(content, dict):
             raise DatasetError(f"{str(path)!r} line {number} is no JSON object: {line[:80]!r}.")
-        row = {}
+        row: dict[str, str | None] = {}
         for key, value in content.items():
-            row[key], n = clean_text(_as_text(value)) if value is not None else (None, 0)
+            text, n = clean_text(_as_text(value))
+            row[key] = None if value is None else text
             replaced += n
         rows.append(row)
     names = dict.fromkeys(key for row in rows for key in row)
     if not rows:
         raise DatasetError(f"{str(path)!r} is empty; export it again.")
-    return pl.DataFrame({n: pl.Series([r.get(n) for r in rows], dtype=pl.String) for n in names}), replaced
+    return pl.DataFrame(
+        {n: pl.Series([r.get(n) for r in rows], dtype=pl.String) for n in names}
+    ), replaced
 
 
 def _as_text(value: Any) -> str:  # noqa: ANN401
@@ -189,7 +196,7 @@ def join_columns(raw: RawDataset, side: str, path: Path) -> str:
     """Add the columns of a file to the users or items of a data set.
 
     The first column of the file holds the ids. Column names become lower case; columns that the
-    data set already has are kept as they are.
+    data set already has are kept as they are. Empty text and "N/A" mean unknown.
 
     Args:
         raw: changed in place.
@@ -213,6 +220,9 @@ def join_columns(raw: RawDataset, side: str, path: Path) -> str:
     if len(repeated):
         raise DatasetError(f"{str(path)!r} has id {repeated[0]!r} twice in column {first!r}.")
     table = table.select(ids.alias(id_column), pl.exclude(first)).rename(names)
+    table = table.with_columns(
+        pl.col(pl.String).exclude(id_column).replace({"": None, "N/A": None})
+    )
     old = raw.users if side == "users" else raw.items
     if old is None:
         old = raw.interactions.select(pl.col(id_column).unique())
@@ -223,12 +233,16 @@ def join_columns(raw: RawDataset, side: str, path: Path) -> str:
             f"{old[id_column][0]!r}); the first column must hold the ids."
         )
     new = [c for c in table.columns if c not in {*old.columns, *_RESERVED}]
-    joined = old.join(table.select(id_column, *new), on=id_column, how="left", maintain_order="left")
+    joined = old.join(
+        table.select(id_column, *new), on=id_column, how="left", maintain_order="left"
+    )
     if side == "users":
         raw.users = joined
     else:
         raw.items = joined
-    raw.provenance.setdefault("files", {})[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    raw.provenance.setdefault("files", {})[path.name] = hashlib.sha256(
+        path.read_bytes()
+    ).hexdigest()
     kept = [c for c in names.values() if c not in new]
     return (
         f"{path.name}: columns {', '.join(new)} for {known:,} of {old.height:,} {side}"
