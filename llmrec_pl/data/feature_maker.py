@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from filelock import FileLock
 
-from llmrec_pl.data.dataset import META, read_meta
+from llmrec_pl.data.dataset import read_meta
 from llmrec_pl.data.features import FEATURES, Feature, deduplicate, write_feature
 from llmrec_pl.errors import DatasetError
 from llmrec_pl.progress import ProgressReport
@@ -220,22 +220,3 @@ def store_feature(root: Path, feature: Feature, *, overwrite: bool = False) -> N
         shutil.rmtree(finished, ignore_errors=True)
     if (folder / PARTIAL).is_dir() and not any((folder / PARTIAL).iterdir()):
         (folder / PARTIAL).rmdir()
-
-
-def stored_features(root: Path) -> dict[str, dict[str, Any]]:
-    """Return the entries of ``dataset.json`` on features by name, with their size on disk.
-
-    Raises:
-        DatasetError: the folder is no data set.
-    """
-    entries = read_meta(root).get("features", {})
-    if not isinstance(entries, dict):
-        raise DatasetError(
-            f"`features` in {str(root / META)!r} must be a table; run `prepare` again."
-        )
-    result = {}
-    for name, entry in sorted(entries.items()):
-        paths = [root / FEATURES / file for file in entry["files"]]
-        size = sum(path.stat().st_size for path in paths if path.is_file())
-        result[name] = {**entry, "bytes": size}
-    return result

@@ -21,7 +21,6 @@ from llmrec_pl.data.dataset import (
     META,
     SPLITS,
     USERS,
-    Split,
     content_fingerprint,
     edges_to_csr,
     read_meta,
@@ -137,22 +136,7 @@ def prepare_dataset(
         "fingerprint": _fingerprint(described, edges, users, items),
         "features": {},
     }
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        edges.write_parquet(temporary / INTERACTIONS)
-        users.drop("_row").write_parquet(temporary / USERS)
-        items.drop("_row").write_parquet(temporary / ITEMS)
-        meta["files"] = {f: sha256_file(temporary / f) for f in (INTERACTIONS, USERS, ITEMS)}
-        write_meta(temporary, meta)
-        for feature in raw.features:
-            table = users if feature.side == "user" else items
-            write_feature(
-                temporary, _feature(feature, table["_row"], str(raw.provenance.get("source")))
-            )
-        _move_into_place(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    _write(out, meta, edges, users, items, raw)
     return read_meta(out)
 
 
@@ -174,6 +158,32 @@ def check_out(out: Path, *, overwrite: bool) -> None:
             f"a data set already lies in {str(out)!r}; choose another folder with `--out`, or "
             "replace it with `--overwrite`."
         )
+
+
+def _write(
+    out: Path,
+    meta: dict[str, Any],
+    edges: pl.DataFrame,
+    users: pl.DataFrame,
+    items: pl.DataFrame,
+    raw: RawDataset,
+) -> None:
+    """Write everything beside `out`, then move it there; a failure leaves no trace."""
+    source = str(raw.provenance.get("source", raw.name))
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        edges.write_parquet(temporary / INTERACTIONS)
+        users.drop("_row").write_parquet(temporary / USERS)
+        items.drop("_row").write_parquet(temporary / ITEMS)
+        meta["files"] = {f: sha256_file(temporary / f) for f in (INTERACTIONS, USERS, ITEMS)}
+        write_meta(temporary, meta)
+        for feature in raw.features:
+            table = users if feature.side == "user" else items
+            write_feature(temporary, _feature(feature, table["_row"], source))
+        _move_into_place(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _move_into_place(temporary: Path, out: Path) -> None:
@@ -367,7 +377,7 @@ def _fingerprint(
     matrices = {}
     for split in SPLITS:
         part = edges.filter(pl.col("split") == split)
-        matrices[cast("Split", split)] = edges_to_csr(
+        matrices[split] = edges_to_csr(
             part["user"].to_numpy(), part["item"].to_numpy(), users.height, items.height
         )
     user_ids = np.array(users["user_id"].to_list(), dtype=np.str_)

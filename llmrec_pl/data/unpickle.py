@@ -81,7 +81,7 @@ class _Unpickler(pickle.Unpickler):
         Raises:
             DatasetError: it is not allowed.
         """
-        found = _ALLOWED.get((_old_module(module), name))
+        found = _ALLOWED.get((_canonical_module(module), name))
         if found is not None:
             return found
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -95,8 +95,9 @@ class _Unpickler(pickle.Unpickler):
         )
 
 
-def _old_module(module: str) -> str:
-    """Map the module names of numpy 2 and new scipy to the old ones, which most files hold."""
+def _canonical_module(module: str) -> str:
+    """Map the names of numpy 2, new scipy and Python 2 to the ones of ``_ALLOWED``."""
+    module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
     module = module.replace("numpy._core", "numpy.core")
     return re.sub(r"^scipy\.sparse(\._?(csr|csc|coo))?$", "scipy.sparse", module)
 

@@ -105,12 +105,12 @@ def _interactions(
     noise = 0.7 * rng.standard_normal((n_users, n_items))
     ratings = np.clip(np.rint(2.9 + 0.55 * affinity + quality[None, :] + noise), 1, 5)
     rows = []
-    for user in range(n_users):
-        chosen = np.argsort(-keys[user], kind="stable")[: int(sizes[user])]
+    for viewer in range(n_users):
+        chosen = np.argsort(-keys[viewer], kind="stable")[: int(sizes[viewer])]
         chosen = chosen[np.argsort(rng.random(len(chosen)), kind="stable")]
         start = _START + int(rng.random() * 1500) * _DAY
         times = start + np.cumsum(rng.random(len(chosen)) * 5 * _DAY).astype(np.int64)
-        rows.append((np.full(len(chosen), user), chosen, ratings[user, chosen], times))
+        rows.append((np.full(len(chosen), viewer), chosen, ratings[viewer, chosen], times))
     user, item, rating, time = (np.concatenate(part) for part in zip(*rows, strict=True))
     return pl.DataFrame(
         {"user_id": user + 1, "item_id": item + 1, "rating": rating, "timestamp": time}

@@ -69,13 +69,7 @@ def read_table(
     for name, column in optional.items():
         if column is not None or name in table.columns:
             chosen[name] = column or name
-    for name, column in chosen.items():
-        if column not in table.columns:
-            flag = f"--{name.removesuffix('_id')}-column"
-            raise DatasetError(
-                f"{where!r} has no column {column!r}; it has {table.columns}. Name the right one "
-                f"with `{flag}`."
-            )
+    _check_columns(table, chosen, where)
     check_ids(table.with_columns(pl.col(user_column, item_column).cast(pl.String)),
               [user_column, item_column], where, first_line)  # fmt: skip
     columns = [table[chosen[side]].cast(pl.String).alias(side) for side in ("user_id", "item_id")]
@@ -100,6 +94,16 @@ def read_table(
     if replaced:
         raw.provenance["notes"] = [f"{replaced} lone surrogates became U+FFFD"]
     return raw
+
+
+def _check_columns(table: pl.DataFrame, chosen: dict[str, str], where: str) -> None:
+    for name, column in chosen.items():
+        if column not in table.columns:
+            flag = f"--{name.removesuffix('_id')}-column"
+            raise DatasetError(
+                f"{where!r} has no column {column!r}; it has {table.columns}. Name the right one "
+                f"with `{flag}`."
+            )
 
 
 def read_frame(path: Path) -> tuple[pl.DataFrame, int]:
