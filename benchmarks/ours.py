@@ -73,9 +73,7 @@ def train(trial: Trial, root: Path) -> Outcome:
         stopping = EarlyStopping(MONITOR, patience=trial.budget.patience, mode="max")
         trainer = _trainer(trial, folder, [clock, evaluator, stopping, checkpoint])
         trainer.fit(model, data)
-        best = model_class.from_checkpoint(
-            checkpoint.best_model_path, data.dataset, data.features
-        )
+        best = model_class.from_checkpoint(checkpoint.best_model_path, data.dataset, data.features)
     with torch.no_grad():
         user, item = best.encode()
     history = [record["recall@20"] for record in evaluator.history]
@@ -88,7 +86,7 @@ def train(trial: Trial, root: Path) -> Outcome:
         "cpu_seconds_training": clock.total - clock.evaluation,
         "cpu_seconds_evaluation": clock.evaluation,
     }
-    return Outcome(user.numpy(), item.numpy(), cost, reported)
+    return Outcome(user.detach().numpy(), item.detach().numpy(), cost, reported)
 
 
 def _trainer(trial: Trial, folder: str, callbacks: list[L.Callback]) -> L.Trainer:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 KS = (10, 20, 50)
 USERS_AT_ONCE = 1024
-Ranker = "Callable[[NDArray[np.int64], tuple[NDArray[np.int64], NDArray[np.int64]]], torch.Tensor]"
 
 
 def masked_items(dataset: InteractionDataset, split: Split) -> sp.csr_array:

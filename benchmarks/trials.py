@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,7 +33,7 @@ class Budget:
         seed: of weights, batches and negatives.
     """
 
-    max_epochs: int = 300
+    max_epochs: int = 200
     patience: int = 15
     eval_every: int = 1
     seed: int = 2026
@@ -80,6 +81,14 @@ class Outcome:
     item: NDArray[np.float32]
     cost: dict[str, float]
     reported: dict[str, float]
+
+
+def grid(library: Library, model: str, budget: Budget, **values: list[Any]) -> list[Trial]:
+    """Return one trial for every combination of named values."""
+    return [
+        Trial(library, model, dict(zip(values, combination, strict=True)), budget)
+        for combination in itertools.product(*values.values())
+    ]
 
 
 def _short(value: object) -> str:

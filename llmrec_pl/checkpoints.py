@@ -90,18 +90,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class ResumeCheckpoint(L.Callback):
-    """Keeps ``resume.ckpt`` fresh, and leaves one when training is asked to stop.
+    """Keeps ``last.ckpt``, from which training goes on as if it had never stopped.
 
-    The file is written every `every_minutes`, or every `every_n_steps`, and after the step in
-    which Ctrl-C or SIGTERM arrived; a second Ctrl-C stops at once. Training resumed from it
-    ends with the same weights, bit for bit, as if it had never stopped.
+    It is written at the end of every epoch, every `every_minutes` or `every_n_steps` within
+    one, and after the step in which Ctrl-C or SIGTERM arrived; a second Ctrl-C stops at once.
+    Parameters, optimizer state and validation metrics of a resumed run are those of an
+    uninterrupted one, bit for bit.
 
-    It is never written on an epoch's last step, where Lightning would lose the epoch's
-    validation; the next step writes it.
+    Within an epoch it is never written on the last step, where Lightning would lose the
+    epoch's validation; the end of the epoch writes it.
 
     Args:
-        every_minutes: minutes between two writes; 0 turns them off.
-        every_n_steps: steps between two writes; 0 turns them off.
+        every_minutes: minutes between two writes within an epoch; 0 turns them off.
+        every_n_steps: steps between two writes within an epoch; 0 turns them off.
     """
 
     def __init__(self, every_minutes: float = 10.0, every_n_steps: int = 0) -> None:
@@ -151,18 +152,27 @@ class ResumeCheckpoint(L.Callback):
         self._due = self._due or counted or timed or stop
         if not self._due or started % int(trainer.num_training_batches) == 0:
             return
-        path = self.path(trainer)
-        trainer.save_checkpoint(path)
-        self._due, self._last = False, time.monotonic()
+        path = self._write(trainer)
         if stop:
             if trainer.is_global_zero:
                 print(f"\nstopped; resume with `--ckpt_path {path}`", flush=True)
             raise KeyboardInterrupt
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write, after the epoch's validation."""
+        if not trainer.fast_dev_run:
+            self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> Path:
+        path = self.path(trainer)
+        trainer.save_checkpoint(path)
+        self._due, self._last = False, time.monotonic()
+        return path
+
     @staticmethod
     def path(trainer: L.Trainer) -> Path:
         """Return where the checkpoint of this run lies."""
-        return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "resume.ckpt"
+        return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""

@@ -6,6 +6,7 @@ distributed training. The sparse matrix is made for each product, which copies n
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -17,6 +18,9 @@ from llmrec_pl.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+# Products and their backward are covered by our tests; the notice says nothing a user could act on.
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
 
 Norm = Literal["row", "symmetric", "mean"]
 

@@ -66,7 +66,6 @@ class RecommenderCLI(LightningCLI):
                 "checkpoint.filename": "best",
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.enable_version_counter": False,
-                "checkpoint.save_last": True,
                 "early_stopping.monitor": "val/recall@20",
                 "early_stopping.mode": "max",
                 "early_stopping.patience": 10,
@@ -138,6 +137,18 @@ class RecommenderCLI(LightningCLI):
         _print_pairs({"checkpoint": best, "config": config, "metrics": run / "metrics"})
         command = f"python -m llmrec_pl test --config {config} --ckpt_path {best}"
         console.print(f"test it once with\n  {command}", soft_wrap=True, highlight=False)
+
+    def validate(self, **kwargs: Any) -> None:  # noqa: ANN401
+        """Validate without Lightning's own table; `after_validate` prints ours."""
+        self.trainer.validate(**{**kwargs, "verbose": False})
+
+    def test(self, **kwargs: Any) -> None:  # noqa: ANN401
+        """Test without Lightning's own table; `after_test` prints ours."""
+        self.trainer.test(**{**kwargs, "verbose": False})
+
+    def predict(self, **kwargs: Any) -> None:  # noqa: ANN401
+        """Predict without keeping every batch in memory; the writer has it."""
+        self.trainer.predict(**{**kwargs, "return_predictions": False})
 
     def after_validate(self) -> None:
         """Print the tables."""
@@ -243,7 +254,7 @@ def _quieten() -> None:
         ".*The `compute` method of metric .* was called before the `update`.*",
         ".*isinstance\\(treespec, LeafSpec\\).*",
         ".*LightningCLI's args parameter.*",
-        ".*Sparse CSR tensor support is in beta.*",
+        ".*The dirpath has changed.*",
         ".*The number of training batches.*",
         ".*Experiment logs directory.*",
     ):

@@ -174,9 +174,8 @@ def _print_origin(dataset: InteractionDataset, console: Console) -> None:
         if isinstance(value, dict):
             lines = [f"{k}: {v}" for k, v in value.items()]
         table.add_row(key, "\n".join(map(str, lines)))
-    table.add_section()
-    table.add_row("fingerprint", meta["fingerprint"])
     console.print(table, markup=False)
+    console.print(f"fingerprint {meta['fingerprint']}", highlight=False)
 
 
 def plot_degrees(dataset: InteractionDataset, path: Path) -> None:

@@ -279,10 +279,8 @@ def print_summary(meta: dict[str, Any], out: Path, console: Console) -> None:
             )
     table.add_section()
     protocol = meta["protocol"]
-    split = protocol["split"]
-    if protocol["carved"]:
-        split += f", {' and '.join(protocol['carved'])} carved out of train"
-    table.add_row("split", split, f"seed {protocol['seed']}")
+    carved = f"{' and '.join(protocol['carved'])} carved, " if protocol["carved"] else ""
+    table.add_row("split", protocol["split"], f"{carved}seed {protocol['seed']}")
     for name, feature in meta["features"].items():
         table.add_row(
             f"feature {name}", f"{feature['rows']:,} x {feature['dim']}", feature["dtype"]

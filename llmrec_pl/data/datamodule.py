@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -54,9 +55,10 @@ class _KeySampler(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         started = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        # Fewer than n_batches under limit_train_batches.
-        n_used = min(int(self.trainer.num_training_batches), self.n_batches)
-        epoch, step = divmod(started, n_used)
+        # `trainer.num_training_batches` is not known yet when workers ask for their first keys.
+        limit = self.trainer.limit_train_batches
+        used = int(limit * self.n_batches) if isinstance(limit, float) else limit
+        epoch, step = divmod(started, min(used or self.n_batches, self.n_batches))
         yield from ((epoch, s) for s in range(step, self.n_batches))
 
     def __len__(self) -> int:
@@ -96,6 +98,12 @@ class _UserDataset(Dataset[torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self.users)
+
+
+def _restore_signals(worker: int) -> None:
+    """Let a loader process end as usual; it inherits handlers that keep training alive."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _collate_users(users: list[torch.Tensor]) -> Batch:
@@ -240,7 +248,7 @@ class RecDataModule(L.LightningDataModule):
             batch_size=None,
             sampler=_KeySampler(dataset, self.trainer),
             num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            worker_init_fn=_restore_signals,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -177,12 +177,14 @@ class InteractionDataset:
         return self._frame(ITEMS, "item", self.item_ids)
 
     def titles(self) -> list[str]:
-        """Return one readable label an item: its title, else its original id."""
+        """Return one readable label an item: title and year, else its original id."""
         frame = self.items_frame()
-        if "title" not in frame.columns:
-            return [str(i) for i in self.item_ids]
-        pairs = zip(frame["title"].to_list(), self.item_ids, strict=True)
-        return [str(title) if title else str(id_) for title, id_ in pairs]
+        titles = frame["title"] if "title" in frame.columns else [None] * frame.height
+        years = frame["year"] if "year" in frame.columns else [None] * frame.height
+        return [
+            (f"{title} ({year})" if year else str(title)) if title else str(item_id)
+            for title, year, item_id in zip(titles, years, self.item_ids, strict=True)
+        ]
 
     def _frame(self, file: str, column: str, ids: NDArray[np.str_]) -> pl.DataFrame:
         import polars as pl

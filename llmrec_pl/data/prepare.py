@@ -223,7 +223,7 @@ def apply_filters(raw: RawDataset, protocol: Protocol) -> tuple[pl.DataFrame, di
     if "split" in frame.columns:
         once = frame.unique(["user_id", "item_id", "split"]).height
         removed["repeated pairs"] = frame.height - once
-        removed["pairs also in an earlier split"] = once - merged.height
+        removed["in an earlier split"] = once - merged.height
         frame = merged
     else:
         keep("repeated pairs", merged)

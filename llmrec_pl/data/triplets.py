@@ -75,6 +75,7 @@ class TripletSampler:
 
     Raises:
         ConfigError: a rate, size or name is out of range.
+        AugmentationError: the rate is positive but there are no LLM edges.
         DatasetError: no train interactions, or a user has interacted with every item.
     """
 
@@ -89,6 +90,8 @@ class TripletSampler:
         world_size: int = 1,
     ) -> None:
         _check_settings(batch_size, sampling, llm_edge_rate, world_size)
+        if not train.has_sorted_indices:
+            train = train.sorted_indices()
         self.n_users, self.n_items = train.shape
         self.batch_size, self.seed, self.world_size = batch_size, seed, world_size
         self.sampling, self.llm_edge_rate = sampling, llm_edge_rate
@@ -106,7 +109,7 @@ class TripletSampler:
         self.degree = degree
         self.edge_user = np.repeat(np.arange(self.n_users), degree)
         self.active_users = np.flatnonzero(degree)
-        # Sorted because CSR rows and their columns are: membership is one binary search.
+        # Sorted because rows and their columns are: membership is one binary search.
         self.edge_key = self.edge_user * self.n_items + self.items
         self._set_llm_edges(llm_edges)
 
@@ -177,9 +180,7 @@ class TripletSampler:
         drawn = random.choice(self.active_users, size=size, replace=not enough)
         return drawn[rank * self.batch_size : (rank + 1) * self.batch_size]
 
-    def _negatives(
-        self, user: NDArray[np.int64], random: np.random.Generator
-    ) -> NDArray[np.int64]:
+    def _negatives(self, user: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
         negative = random.integers(self.n_items, size=len(user))
         todo = np.arange(len(user))
         while True:
@@ -207,7 +208,9 @@ class TripletSampler:
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
-    return keyed_generator(seed, _PERMUTATION, epoch).permutation(n)
+    permutation = keyed_generator(seed, _PERMUTATION, epoch).permutation(n)
+    permutation.flags.writeable = False  # shared by all samplers of this process
+    return permutation
 
 
 def _check_settings(batch_size: int, sampling: str, rate: float, world_size: int) -> None:

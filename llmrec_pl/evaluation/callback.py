@@ -6,6 +6,7 @@ Never touches parameters or the loss, and knows no model: it needs user rows and
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,8 @@ from llmrec_pl.evaluation.metrics import (
 from llmrec_pl.evaluation.ranking import sparse_rows, top_k
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from llmrec_pl.data.dataset import InteractionDataset
 
 Stage = Literal["val", "test"]
@@ -37,14 +40,21 @@ Stage = Literal["val", "test"]
 class _PerUser(Metric):
     """Keeps (user, value...) rows of every process, to be written once."""
 
+    full_state_update = False
+    is_differentiable = False
     rows: list[Tensor]
 
-    def __init__(self) -> None:
+    def __init__(self, n_columns: int) -> None:
         super().__init__()
         self.add_state("rows", [], "cat")
+        self.n_columns = n_columns
 
     def update(self, rows: Tensor) -> None:
         self.rows.append(rows)
+
+    def pad(self) -> None:
+        """Add no row: all processes need tensors of one rank and dtype to be gathered."""
+        self.update(torch.zeros(0, self.n_columns, dtype=torch.float64, device=self.device))
 
     def compute(self) -> Tensor:
         rows = self.rows
@@ -71,7 +81,8 @@ class AllRankingEvaluator(L.Callback):
             ``cold_users``.
 
     Raises:
-        ConfigError: `ks` is empty, not positive or larger than the catalogue.
+        ConfigError: `ks` is empty, not positive or larger than the catalogue; `profile` is
+            unknown; `item_tile` is not positive.
     """
 
     def __init__(
@@ -87,6 +98,8 @@ class AllRankingEvaluator(L.Callback):
             raise ConfigError(
                 f"`evaluation.profile` must be one of {list(PROFILES)}, got {profile!r}."
             )
+        if item_tile < 1:
+            raise ConfigError(f"`evaluation.item_tile` must be positive, got {item_tile}.")
         self.ks, self.profile_name, self.profile = sorted(set(ks)), profile, PROFILES[profile]
         self.item_tile, self.cold_user_max = item_tile, cold_user_max
         self.results: dict[str, dict[str, Any]] = {}
@@ -96,7 +109,7 @@ class AllRankingEvaluator(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check K against the catalogue before anything is trained."""
-        n_items = trainer.datamodule.dataset.n_items  # type: ignore[attr-defined]
+        n_items = datamodule_dataset(trainer).n_items
         if max(self.ks) > n_items:
             raise ConfigError(
                 f"`evaluation.ks` has K = {max(self.ks)} but the catalogue has {n_items} items; "
@@ -104,7 +117,7 @@ class AllRankingEvaluator(L.Callback):
             )
 
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Stage) -> None:
-        dataset: InteractionDataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
+        dataset = datamodule_dataset(trainer)
         self.dataset, self.stage = dataset, stage
         self.relevant = dataset.val if stage == "val" else dataset.test
         self.seen = dataset.train
@@ -114,23 +127,27 @@ class AllRankingEvaluator(L.Callback):
         self.detailed = trainer.state.fn != TrainerFn.FITTING
         degree = np.diff(dataset.train.indptr)
         popularity = np.bincount(dataset.train.indices, minlength=dataset.n_items)
+        # MPS has no float64; the sums are small enough for the CPU.
+        on_mps = pl_module.device.type == "mps"
+        self.device = torch.device("cpu") if on_mps else pl_module.device
         self.item_group = item_groups(popularity)
+        self.item_group_tensor = torch.from_numpy(self.item_group).to(self.device)
         self.cold_user = degree <= self.cold_user_max
-        metrics: dict[str, Metric] = {"all": RankingMetrics(self.ks, self.profile)}
+        metrics: dict[str, Any] = {"all": RankingMetrics(self.ks, self.profile)}
         if self.detailed:
             for name in self._group_names():
                 metrics[name] = RankingMetrics(self.ks, self.profile)
             metrics["exposure"] = ExposureMetrics(self.ks, torch.from_numpy(popularity))
-            metrics["per_user"] = _PerUser()
-        self.metrics = {name: metric.to(pl_module.device) for name, metric in metrics.items()}
+            metrics["per_user"] = _PerUser(2 + len(metrics["all"].names))
+        self.metrics = {name: metric.to(self.device) for name, metric in metrics.items()}
+        if self.detailed:
+            self.metrics["per_user"].pad()
 
     @staticmethod
     def _group_names() -> list[str]:
         return [f"{name}_items" for name in ITEM_GROUPS] + ["cold_users", "warm_users"]
 
-    def on_validation_epoch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> None:
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Reset the sums."""
         self._start(trainer, pl_module, "val")
 
@@ -154,43 +171,52 @@ class AllRankingEvaluator(L.Callback):
 
     on_test_batch_end = on_validation_batch_end
 
-    def _rank(self, user: Tensor, item: Tensor, users: Any) -> None:  # noqa: ANN401
+    def _rank(self, user: Tensor, item: Tensor, users: NDArray[np.int64]) -> None:
         seen = sparse_rows(self.seen, users)
-        ids, _ = top_k(user, item, max(self.ks), seen, self.item_tile)
+        ids = top_k(user, item, max(self.ks), seen, self.item_tile)[0].to(self.device)
         row, column = sparse_rows(self.relevant, users)
-        hits, relevant = self._hits(ids, row, column, len(users))
-        device = ids.device
-        self.metrics["all"].update(hits, relevant.to(device))
+        hits, relevant = self._hits(ids, row, column), self._per_row(row, len(users))
+        self.metrics["all"].update(hits, relevant)
         if not self.detailed:
             return
         self.metrics["exposure"].update(ids)
         self._update_groups(ids, hits, row, column, users)
-        values = per_user_metrics(hits, relevant.to(device), self.ks, self.profile)
-        named = [torch.from_numpy(users).to(device), relevant.to(device), *values.values()]
+        counted = relevant > 0
+        hits, relevant = hits[counted], relevant[counted]
+        values = per_user_metrics(hits, relevant, self.ks, self.profile)
+        named = [torch.from_numpy(users).to(self.device)[counted], relevant, *values.values()]
         self.metrics["per_user"].update(torch.stack([v.double() for v in named], dim=1))
 
-    def _hits(self, ids: Tensor, row: Any, column: Any, n: int) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        n_items = self.dataset.n_items
-        # Rows and their columns are sorted, hence the keys: membership is a binary search.
-        keys = torch.from_numpy(row * n_items + column).to(ids.device)
-        listed = torch.arange(n, device=ids.device).unsqueeze(1) * n_items + ids.clamp(min=0)
-        place = torch.searchsorted(keys, listed).clamp(max=len(keys) - 1)
-        hits = (keys[place] == listed) & (ids >= 0)
-        return hits, torch.from_numpy(np.bincount(row, minlength=n))
+    def _hits(self, ids: Tensor, row: NDArray[np.int64], column: NDArray[np.int64]) -> Tensor:
+        """Look up which listed items are held out, ``[n, k]`` bool."""
+        n, n_items = len(ids), self.dataset.n_items
+        # Rows and their columns are sorted, hence the keys: membership is a binary search. The
+        # last key is above all others, so each search ends on a key, also among none.
+        keys = torch.from_numpy(np.append(row * n_items + column, n * n_items)).to(self.device)
+        listed = torch.arange(n, device=self.device).unsqueeze(1) * n_items + ids.clamp(min=0)
+        return (keys[torch.searchsorted(keys, listed)] == listed) & (ids >= 0)
 
     def _update_groups(
-        self, ids: Tensor, hits: Tensor, row: Any, column: Any, users: Any  # noqa: ANN401
+        self,
+        ids: Tensor,
+        hits: Tensor,
+        row: NDArray[np.int64],
+        column: NDArray[np.int64],
+        users: NDArray[np.int64],
     ) -> None:
-        device, n = ids.device, len(users)
-        group = torch.from_numpy(self.item_group).to(device)[ids.clamp(min=0)]
+        group = self.item_group_tensor[ids.clamp(min=0)]
         for code, name in enumerate(ITEM_GROUPS):
-            relevant = np.bincount(row[self.item_group[column] == code], minlength=n)
-            inside = hits & (group == code)
-            self.metrics[f"{name}_items"].update(inside, torch.from_numpy(relevant).to(device))
-        relevant = torch.from_numpy(np.bincount(row, minlength=n)).to(device)
-        cold = torch.from_numpy(self.cold_user[users]).to(device)
+            inside = row[self.item_group[column] == code]
+            self.metrics[f"{name}_items"].update(
+                hits & (group == code), self._per_row(inside, len(users))
+            )
+        relevant = self._per_row(row, len(users))
+        cold = torch.from_numpy(self.cold_user[users]).to(self.device)
         self.metrics["cold_users"].update(hits[cold], relevant[cold])
         self.metrics["warm_users"].update(hits[~cold], relevant[~cold])
+
+    def _per_row(self, row: NDArray[np.int64], n: int) -> Tensor:
+        return torch.from_numpy(np.bincount(row, minlength=n)).to(self.device)
 
     # Results.
 
@@ -219,21 +245,22 @@ class AllRankingEvaluator(L.Callback):
             "profile": self.profile_name,
             "ks": self.ks,
             "metrics": result,
-            "users_without_held_out_items": self.dataset.n_users - result["users"],
+            "users_without_held_out_items": int((np.diff(self.relevant.indptr) == 0).sum()),
             "exposure": detail.pop("exposure"),
             "groups": detail,
             "data": {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
         }
         self.results[self.stage] = record
+        # Asked on every process: the logger's folder is broadcast from the first.
+        folder = run_directory(trainer) / "metrics"
         if trainer.is_global_zero:
-            self._write(trainer, record, per_user.cpu().numpy())
+            self._write(folder, record, per_user.cpu().numpy())
         trainer.strategy.barrier()
 
-    def _write(self, trainer: L.Trainer, record: dict[str, Any], per_user: Any) -> None:  # noqa: ANN401
+    def _write(self, folder: Path, record: dict[str, Any], per_user: Any) -> None:  # noqa: ANN401
         import polars as pl
 
-        folder = run_directory(trainer) / "metrics"
         folder.mkdir(parents=True, exist_ok=True)
         users = per_user[:, 0].astype(np.int64)
         frame = pl.DataFrame(
@@ -250,11 +277,41 @@ class AllRankingEvaluator(L.Callback):
             # The honest record: how often this run has looked at the test split.
             before = json.loads(path.read_text("utf-8")) if path.exists() else {}
             record["test_openings"] = before.get("test_openings", 0) + 1
-        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(_without_nan(record), indent=1, ensure_ascii=False, allow_nan=False)
+        # In one step: the count of openings must survive an interruption.
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+def _without_nan(value: Any) -> Any:  # noqa: ANN401
+    """Put null for the means of empty groups; JSON has no NaN."""
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def datamodule_dataset(trainer: L.Trainer) -> InteractionDataset:
+    """Return the data set of the trainer's data module.
+
+    Raises:
+        ConfigError: the trainer has no data module.
+    """
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if data is None:
+        raise ConfigError(
+            "the trainer has no data module; pass `datamodule=RecDataModule(...)` to "
+            "`fit`, `validate`, `test` or `predict`."
+        )
+    dataset: InteractionDataset = data.dataset
+    return dataset
 
 
 def run_directory(trainer: L.Trainer) -> Path:
-    """Return the run's folder: that of the checkpoint in use, else that of the logger."""
+    """Return the run's folder: that of the checkpoint in use, else that of the logger.
+
+    Call it on every process: the logger's folder is broadcast.
+    """
     if trainer.ckpt_path and trainer.state.fn != TrainerFn.FITTING:
         folder = Path(trainer.ckpt_path).resolve().parent
         return folder.parent if folder.name == "checkpoints" else folder

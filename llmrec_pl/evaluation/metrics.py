@@ -105,7 +105,8 @@ def average_precision(
         k: see `recall`.
         divisor: which divisor.
     """
-    cut = hits[:, :k].double()
+    cut = hits[:, :k]
+    # Counted in integers: a float cumsum has no deterministic CUDA kernel.
     precision_at = cut.cumsum(dim=1) / _ranks(cut)
     n = n_relevant if divisor == "relevant" else n_relevant.clamp(max=k)
     return (cut * precision_at).sum(dim=1) / n
@@ -127,9 +128,9 @@ def ndcg(hits: Tensor, n_relevant: Tensor, k: int, ideal: IdealDCG = "relevant")
     discount = 1.0 / torch.log2(_ranks(hits[:, :k]) + 1.0)
     dcg = (hits[:, :k] * discount).sum(dim=1)
     n_ideal = n_relevant if ideal == "relevant" else hits.sum(dim=1)
-    ideal_dcg = torch.cat([discount.new_zeros(1), discount.cumsum(dim=0)])
-    best = ideal_dcg[n_ideal.clamp(max=discount.shape[0]).long()]
-    return torch.where(best > 0, dcg / best.clamp(min=1e-12), 0.0)
+    in_ideal = _ranks(hits[:, :k]) <= n_ideal.unsqueeze(1)
+    best = (in_ideal * discount).sum(dim=1)
+    return torch.where(best > 0, dcg / best, 0.0)
 
 
 def _ranks(cut: Tensor) -> Tensor:
@@ -178,6 +179,8 @@ class RankingMetrics(Metric):
     """
 
     full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
     sums: Tensor
     n_users: Tensor
     n_hits: Tensor
@@ -199,7 +202,10 @@ class RankingMetrics(Metric):
         self.n_hits += torch.stack([hits[:, :k].sum() for k in self.ks])
 
     def compute(self) -> dict[str, float]:
-        """Return each mean, ``users``, and ``hits@K``; means are NaN without users."""
+        """Return each mean, ``users``, and ``hits@K``; means are NaN without users.
+
+        Python numbers, not tensors: float64 means would lose digits in a float32 log.
+        """
         n_users = int(self.n_users)
         means = (self.sums / n_users).tolist() if n_users else [float("nan")] * len(self.names)
         hits = {f"hits@{k}": int(n) for k, n in zip(self.ks, self.n_hits.tolist(), strict=True)}
@@ -222,6 +228,7 @@ class ExposureMetrics(Metric):
     """
 
     full_state_update = False
+    is_differentiable = False
     exposure: Tensor
 
     def __init__(self, ks: Sequence[int], popularity: Tensor, **kwargs: Any) -> None:  # noqa: ANN401

@@ -12,7 +12,7 @@ import polars as pl
 import torch
 
 from llmrec_pl.errors import ConfigError
-from llmrec_pl.evaluation.callback import run_directory
+from llmrec_pl.evaluation.callback import datamodule_dataset, run_directory
 from llmrec_pl.evaluation.ranking import sparse_rows, top_k
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class PredictionWriter(L.Callback):
         item_tile: items scored at once.
 
     Raises:
-        ConfigError: `k` or `n_candidates` is out of range.
+        ConfigError: `k`, `n_candidates` or `item_tile` is out of range.
     """
 
     def __init__(
@@ -56,12 +56,14 @@ class PredictionWriter(L.Callback):
                 f"`predictions.k` must be positive and `predictions.n_candidates` not negative, "
                 f"got {k} and {n_candidates}."
             )
+        if item_tile < 1:
+            raise ConfigError(f"`predictions.item_tile` must be positive, got {item_tile}.")
         self.k, self.n_candidates, self.out, self.item_tile = k, n_candidates, out, item_tile
         self.folder: Path | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the sizes and prepare the masks."""
-        self.dataset: InteractionDataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
+        self.dataset: InteractionDataset = datamodule_dataset(trainer)
         if max(self.k, self.n_candidates) > self.dataset.n_items:
             raise ConfigError(
                 f"`predictions.k` and `predictions.n_candidates` ({self.k}, {self.n_candidates}) "
@@ -69,6 +71,8 @@ class PredictionWriter(L.Callback):
             )
         self.seen = (self.dataset.train + self.dataset.val).tocsr()
         self.seen.sort_indices()
+        # Kept predictions would hold a copy of the item matrix for every batch.
+        trainer.predict_loop.return_predictions = False
         self._lists: list[Lists] = []
         self._pools: list[Lists] = []
 
@@ -98,9 +102,10 @@ class PredictionWriter(L.Callback):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather all processes' lists and write them on the first."""
         gathered = [_gather(self._lists), _gather(self._pools)]
+        # Asked on every process: the logger's folder is broadcast from the first.
+        folder = Path(self.out) if self.out else run_directory(trainer) / "predictions"
         if not trainer.is_global_zero:
             return
-        folder = Path(self.out) if self.out else run_directory(trainer) / "predictions"
         folder.mkdir(parents=True, exist_ok=True)
         lists = self._frame(gathered[0])
         lists.write_parquet(folder / "top_k.parquet")

@@ -30,6 +30,7 @@ def sparse_rows(
     return row, matrix.indices[np.repeat(start, count) + offset].astype(np.int64)
 
 
+@torch.no_grad()
 def top_k(
     user: Tensor,
     item: Tensor,
@@ -40,7 +41,8 @@ def top_k(
     """Rank all items for some users and keep the best K.
 
     Memory is users x `item_tile`, never users x items. Equal scores are ordered by item id, so
-    the result does not depend on the tiles.
+    the result does not depend on the tiles. Scores are float32, also under autocast: half
+    precision leaves few distinct scores among thousands of items.
 
     Args:
         user: ``[n, d]``.
@@ -65,7 +67,8 @@ def top_k(
     best: Tensor | None = None
     for start in range(0, len(item), item_tile):
         stop = min(start + item_tile, len(item))
-        scores = user.float() @ item[start:stop].float().T
+        with torch.autocast(user.device.type, enabled=False):
+            scores = user.float() @ item[start:stop].float().T
         inside = (columns >= start) & (columns < stop) if stop - start < len(item) else slice(None)
         row = torch.from_numpy(rows[inside]).to(scores.device)
         column = torch.from_numpy(columns[inside] - start).to(scores.device)

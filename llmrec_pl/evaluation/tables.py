@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from llmrec_pl.evaluation.metrics import METRICS
@@ -38,7 +39,7 @@ def metrics_table(record: Mapping[str, Any], title: str) -> Table:
     if "test_openings" in record:
         caption += f"; test split opened {record['test_openings']} time(s) by this run"
     table = Table(
-        title=title,
+        title=escape(title),
         caption=caption,
         title_justify="left",
         caption_justify="left",
@@ -68,7 +69,7 @@ def groups_table(record: Mapping[str, Any], title: str) -> Table:
         record: what `AllRankingEvaluator` writes as ``metrics/<stage>.json``.
         title: heading of the table.
     """
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("group", no_wrap=True)
     table.add_column("users", justify="right")
     for name in ("recall", "ndcg"):
@@ -98,7 +99,7 @@ def recommendations_table(
         recommended: (original item id, title, score) in rank order.
         about: a word on the user, such as age and occupation.
     """
-    table = Table(title=f"user {user_id}{about}", title_justify="left")
+    table = Table(title=escape(f"user {user_id}{about}"), title_justify="left")
     table.add_column("liked so far", style="dim", overflow="fold", ratio=2)
     table.add_column("rank", justify="right", style="bold")
     table.add_column("recommended", overflow="fold", ratio=2)
@@ -106,7 +107,8 @@ def recommendations_table(
     table.add_column("score", justify="right")
     for row, (item_id, title, score) in enumerate(recommended):
         liked = history[row][1] if row < len(history) else ""
-        table.add_row(liked, str(row + 1), title, item_id, f"{score:.3f}")
+        # Titles are data: "[safe]" is a film, not a style.
+        table.add_row(escape(liked), str(row + 1), escape(title), escape(item_id), f"{score:.3f}")
     if len(history) > len(recommended):
         table.add_row(f"… and {len(history) - len(recommended)} more")
     return table

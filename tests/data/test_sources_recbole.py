@@ -57,7 +57,7 @@ def test_bad_files_are_named(tmp_path, inter, message):
 
 
 def test_exactly_one_data_set(tmp_path):
-    with pytest.raises(DatasetError, match="exactly one `.inter` file, it has none"):
+    with pytest.raises(DatasetError, match=r"exactly one `.inter` file, it has none"):
         read_recbole(tmp_path)
     write(tmp_path, inter=INTER)
     (tmp_path / "other.inter").write_text(INTER)

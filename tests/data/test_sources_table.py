@@ -25,9 +25,7 @@ def test_csv_tsv_parquet_and_json_lines_are_read_alike(tmp_path):
     frame.write_parquet(tmp_path / "t.parquet")
     frame.write_ndjson(tmp_path / "t.jsonl")
     for name in ("t.csv", "t.tsv", "t.parquet", "t.jsonl"):
-        raw = read_table(
-            tmp_path / name, **COLUMNS, rating_column="stars", timestamp_column="at"
-        )
+        raw = read_table(tmp_path / name, **COLUMNS, rating_column="stars", timestamp_column="at")
         assert raw.interactions.rows() == [("a", "x, y", 4.5, 10), ("b", "z", 1.0, 20)]
         assert raw.name == "t"
     assert detect(tmp_path / "t.csv") == "table"
@@ -55,7 +53,7 @@ def test_dates_and_parquet_times(tmp_path):
     (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\n1,2,1970-01-02\n")
     assert read_table(tmp_path / "t.csv").interactions["timestamp"].to_list() == [86_400]
     frame = pl.DataFrame({"user_id": [1], "item_id": [2]})
-    for value in (datetime.datetime(1970, 1, 2), datetime.date(1970, 1, 2)):  # noqa: DTZ001
+    for value in (datetime.datetime(1970, 1, 2), datetime.date(1970, 1, 2)):
         frame.with_columns(timestamp=pl.lit(value)).write_parquet(tmp_path / "t.parquet")
         found = read_table(tmp_path / "t.parquet").interactions
         assert found.rows() == [("1", "2", 86_400)]
@@ -108,7 +106,7 @@ def test_bad_files_are_named(tmp_path):
 def test_lone_surrogates_are_replaced_and_counted(tmp_path):
     text = '{"id": "1", "Plot": "a \\ud83d b", "Cast": ["x", "\\udc00"]}\n'
     (tmp_path / "t.jsonl").write_text(text)
-    (tmp_path / "t.csv").write_bytes(b"id,plot,cast\n1,a \xed\xa0\xbd b,\"x, \xed\xb0\x80\"\n")
+    (tmp_path / "t.csv").write_bytes(b'id,plot,cast\n1,a \xed\xa0\xbd b,"x, \xed\xb0\x80"\n')
     for name in ("t.jsonl", "t.csv"):
         raw = RawDataset("t", pl.DataFrame({"user_id": ["9"], "item_id": ["1"]}))
         note = join_columns(raw, "items", tmp_path / name)
@@ -125,7 +123,10 @@ def raw_films():
 
 
 def test_further_columns_are_joined_by_the_first(tmp_path):
-    rows = [{"movie": 2, "Title": "Se7en", "Director": "D. Fincher"}, {"movie": 3, "Director": "N/A"}]
+    rows = [
+        {"movie": 2, "Title": "Se7en", "Director": "D. Fincher"},
+        {"movie": 3, "Director": "N/A"},
+    ]
     path = tmp_path / "more.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     raw = raw_films()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import polars as pl
 import pytest
@@ -125,12 +127,12 @@ def test_last_out_takes_the_latest():
             "timestamp": [4, 1, 3, 2, 9, 8, 1],
         }
     )
-    found = dict(
-        ((u, i), s)
+    found = {
+        (u, i): s
         for u, i, s in splits.split_last_out(table, 0)
         .select("user_id", "item_id", "split")
         .iter_rows()
-    )
+    }
     assert found == {
         ("a", "w"): "test",
         ("a", "y"): "val",
@@ -147,7 +149,7 @@ def test_time_split_never_trains_on_the_future(pairs):
     found = splits.split_time(frame(pairs, timestamp=times(pairs)), (0.6, 0.2, 0.2))
     spans = [found.filter(pl.col("split") == s)["timestamp"] for s in ("train", "val", "test")]
     filled = [s for s in spans if len(s)]
-    for earlier, later in zip(filled, filled[1:], strict=False):
+    for earlier, later in itertools.pairwise(filled):
         assert earlier.max() < later.min()
 
 
@@ -208,7 +210,12 @@ def test_repeated_pairs_keep_the_latest_then_the_highest():
 
 def test_a_pair_in_two_splits_stays_in_the_earlier():
     table = pl.DataFrame(
-        {"user_id": ["a", "a"], "item_id": ["x", "x"], "split": ["test", "train"], "timestamp": [9, 1]}
+        {
+            "user_id": ["a", "a"],
+            "item_id": ["x", "x"],
+            "split": ["test", "train"],
+            "timestamp": [9, 1],
+        }
     )
     assert splits.merge_duplicates(table)["split"].to_list() == ["train"]
 

@@ -208,7 +208,7 @@ def test_structured_and_object_dtypes_cannot_forge_pointers():
 def test_damaged_pickles_are_an_error_not_a_crash():
     data = pickle.dumps({"a": np.arange(10), "m": sp.csr_matrix(np.eye(3))})
     for end in range(0, len(data) - 1, 7):
-        with pytest.raises(DatasetError, match="'cut.pkl'"):
+        with pytest.raises(DatasetError, match=r"'cut\.pkl'"):
             loads(data[:end], "cut.pkl")
     assert pickletools.optimize(data)
 

@@ -27,11 +27,12 @@ def require(module: str, purpose: str, install: str) -> ModuleType:
     """Import an optional library.
 
     Raises:
-        ConfigError: it is not installed; the message says how to install it.
+        ConfigError: it is not installed, or broken; the message says how to install it.
     """
     try:
         return import_module(module)
-    except ImportError as error:
+    except (ImportError, RuntimeError, OSError) as error:
+        # a torchvision built for another torch fails with RuntimeError, a missing .so with OSError
         raise ConfigError(
             f"{purpose} needs `{module}`, which cannot be imported ({error}); install it with "
             f"`{install}` or choose another `--encoder`."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from typing import TYPE_CHECKING, Any
@@ -173,12 +174,12 @@ def _seconds(table: pl.DataFrame, column: str, where: str, first_line: int) -> p
     """Turn times into seconds since 1970: numbers as they are, dates by their calendar."""
     source = table[column]
     if source.dtype == pl.String and source.cast(pl.Float64, strict=False).null_count():
-        # polars has no reading of free formats; ISO dates are what exports hold
-        parsed = source.str.to_datetime(strict=False, time_unit="us")
-        if parsed.null_count():
-            parsed = source.str.to_date(strict=False).cast(pl.Datetime("us"))
-        if not parsed.null_count():
-            return parsed.dt.epoch("s")
+        for read in (source.str.to_datetime, source.str.to_date):
+            # an inferred format that fits no or not all rows: try the next, then complain below
+            with contextlib.suppress(pl.exceptions.PolarsError):
+                parsed = read(strict=False)
+                if not parsed.null_count():
+                    return parsed.cast(pl.Datetime("us")).dt.epoch("s")
     if source.dtype.is_temporal() and not source.null_count():
         return source.cast(pl.Datetime("us")).dt.epoch("s")
     return to_numbers(table, column, pl.Int64, where, first_line)

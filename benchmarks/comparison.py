@@ -1,0 +1,236 @@
+"""Runs a grid of trials of both libraries, chooses on validation, and shows one table.
+
+What the two quality benchmarks share. Every trial is evaluated by `benchmarks.scoring`; the test
+split is opened at the very end, for the chosen trials only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import recbole_side, scoring
+from benchmarks.closed_form import evaluate_closed_form
+from benchmarks.trials import TrialStore, write_json
+from llmrec_pl.data.dataset import InteractionDataset
+from llmrec_pl.errors import LLMRecError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from benchmarks.trials import Trial
+
+Record = dict[str, Any]
+SELECT = "recall@20"
+console = Console(width=None if Console().is_terminal else 132)
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add the arguments that both benchmarks take."""
+    from pathlib import Path
+
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path(".cache/benchmarks") / name,
+        metavar="DIR",
+        help="finished trials, so that a run that was stopped goes on (%(default)s)",
+    )
+    parser.add_argument(
+        "--environment",
+        type=Path,
+        default=Path(".cache/recbole-env"),
+        metavar="DIR",
+        help="RecBole's own environment, made if missing (%(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("benchmarks/results") / f"{name}.json",
+        metavar="FILE",
+        help="where the results go (%(default)s)",
+    )
+    parser.add_argument("--skip-recbole", action="store_true", help="only this project's side")
+
+
+@contextlib.contextmanager
+def errors_for_people() -> Iterator[None]:
+    """Turn an error that a user can mend into one message and status 1."""
+    try:
+        yield
+    except LLMRecError as error:
+        sys.exit(f"error: {error}")
+
+
+def run(trials: Sequence[Trial], data: Path, args: argparse.Namespace) -> None:
+    """Run what is not finished yet, then evaluate, print and write.
+
+    Args:
+        trials: the grids of all models.
+        data: canonical data set folder.
+        args: see `add_arguments`.
+    """
+    dataset = InteractionDataset.load(data)
+    store = TrialStore(args.work, dataset.fingerprint)
+    if args.skip_recbole:
+        trials = [t for t in trials if t.library != "recbole"]
+    records = [_run_trial(trial, store, dataset, data, args) for trial in trials]
+    chosen = _choose(trials, records)
+    opened = InteractionDataset.load(data, open_test=True)
+    results: list[Record] = evaluate_closed_form(dataset, opened)
+    for trial, record in chosen:
+        test = scoring.evaluate_vectors(*store.vectors(trial), opened, "test")
+        results.append({**record, "test": test})
+    for split in ("validation", "test"):
+        console.print(quality_table(results, split))
+    console.print(cost_table(results))
+    content = {
+        "data": {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "protocol": dataset.meta["protocol"],
+            "users": dataset.n_users,
+            "items": dataset.n_items,
+            "interactions": dataset.meta["counts"]["splits"],
+        },
+        "software": _software(args),
+        "chosen": results,
+        "speed_ratio": speed_ratios(results),
+        "trials": records,
+    }
+    write_json(args.out, content)
+    console.print(f"written to {args.out}", markup=False, highlight=False)
+
+
+def _run_trial(
+    trial: Trial,
+    store: TrialStore,
+    dataset: InteractionDataset,
+    data: Path,
+    args: argparse.Namespace,
+) -> Record:
+    record = store.get(trial)
+    if record is None:
+        if trial.library == "recbole":
+            python = recbole_side.prepare_environment(args.environment)
+            files = recbole_side.write_atomic_files(dataset, store.folder / "recbole-data")
+            outcome = recbole_side.train(trial, python, files, store.folder / "worker")
+        else:
+            from benchmarks import ours
+
+            outcome = ours.train(trial, data)
+        metrics = scoring.evaluate_vectors(outcome.user, outcome.item, dataset, "val")
+        record = store.put(trial, outcome, metrics)
+    found = record["validation"]
+    console.print(
+        f"{trial.label()}: validation R@20 {found['recall@20']:.4f} N@20 {found['ndcg@20']:.4f}, "
+        f"best epoch {record['best_epoch']} of {record['epochs']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return record
+
+
+def _choose(trials: Sequence[Trial], records: Sequence[Record]) -> list[tuple[Trial, Record]]:
+    """Return the trial of each library and model with the best validation Recall@20."""
+    best: dict[tuple[str, str], tuple[Trial, Record]] = {}
+    for trial, record in zip(trials, records, strict=True):
+        key = trial.library, trial.model
+        if key not in best or record["validation"][SELECT] > best[key][1]["validation"][SELECT]:
+            best[key] = trial, record
+    return list(best.values())
+
+
+# What a person reads.
+
+
+def quality_table(results: Sequence[Record], split: str) -> Table:
+    """Return recall and NDCG of every chosen trial on one split."""
+    first = results[0][split]
+    title = f"{split}: {first['users']:,} users, every item ranked"
+    table = Table(title=title, title_justify="left")
+    table.add_column("model")
+    table.add_column("library", style="dim")
+    for k in scoring.KS:
+        table.add_column(f"R@{k}", justify="right")
+        table.add_column(f"N@{k}", justify="right")
+        table.add_column(f"hits@{k}", justify="right", style="dim")
+    best = max(record[split][SELECT] for record in results)
+    for record in results:
+        metrics = record[split]
+        cells = [
+            text
+            for k in scoring.KS
+            for text in (
+                f"{metrics[f'recall@{k}']:.4f}",
+                f"{metrics[f'ndcg@{k}']:.4f}",
+                f"{metrics[f'hits@{k}']:,}",
+            )
+        ]
+        style = "bold" if metrics[SELECT] == best else None
+        table.add_row(record["model"], record["library"], *cells, style=style)
+    return table
+
+
+def cost_table(results: Sequence[Record]) -> Table:
+    """Return the chosen settings and what the chosen trials cost."""
+    table = Table(title="chosen settings and CPU seconds", title_justify="left")
+    for name in ("model", "library", "settings"):
+        table.add_column(name, overflow="fold")
+    for name in ("epochs", "best", "s / epoch", "s / evaluation", "R@20 as the library says"):
+        table.add_column(name, justify="right")
+    for record in results:
+        settings = ", ".join(f"{k} {v}" for k, v in record["settings"].items())
+        cells = [record["model"], record["library"], settings]
+        if "epochs" in record:
+            epoch, evaluation = seconds(record)
+            reported = record["reported_by_the_library"]["recall@20"]
+            cells += [str(record["epochs"]), str(record["best_epoch"])]
+            cells += [f"{epoch:.3f}", f"{evaluation:.3f}", f"{reported:.4f}"]
+        table.add_row(*cells)
+    return table
+
+
+def seconds(record: Record) -> tuple[float, float]:
+    """Return CPU seconds of one training epoch and of one evaluation."""
+    return (
+        record["cpu_seconds_training"] / record["epochs"],
+        record["cpu_seconds_evaluation"] / record["evaluations"],
+    )
+
+
+def speed_ratios(results: Sequence[Record]) -> dict[str, float]:
+    """Return, for MF and LightGCN, RecBole's CPU time over ours, of an epoch and its evaluation.
+
+    Both must have been run at the same batch size; a pair with different ones is left out.
+    """
+    cost = {
+        (r["library"], r["model"]): (sum(seconds(r)), r["settings"]["batch_size"])
+        for r in results
+        if "epochs" in r
+    }
+    ratios = {}
+    for ours, theirs in (("MF", "BPR"), ("LightGCN", "LightGCN")):
+        mine, other = cost.get(("llmrec_pl", ours)), cost.get(("recbole", theirs))
+        if mine and other and mine[1] == other[1]:
+            ratios[ours] = other[0] / mine[0]
+    return ratios
+
+
+def _software(args: argparse.Namespace) -> dict[str, str]:
+    names = ["torch", "lightning", "numpy", "scipy"]
+    versions = {name: importlib.metadata.version(name) for name in names}
+    if not args.skip_recbole:
+        versions["recbole"] = recbole_side.VERSION
+        versions["recbole environment"] = ", ".join(
+            r for r in recbole_side.REQUIREMENTS if "==" in r
+        )
+    return {"python": platform.python_version(), **versions}

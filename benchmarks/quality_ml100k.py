@@ -1,0 +1,101 @@
+"""Quality on ML-100K against RecBole: the same split, budget and evaluator for both libraries.
+
+Rating >= 4 is a positive; 80/10/10 of each user's history at random. Makes the data set and an
+environment of RecBole's own where they are missing. A run that was stopped goes on.
+
+    python -m benchmarks.quality_ml100k
+    python -m benchmarks.quality_ml100k --quick --data data/simulated --out /tmp/quick.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # CPU seconds of one thread are comparable
+
+from benchmarks import comparison
+from benchmarks.trials import Budget, Trial, grid
+from llmrec_pl.errors import DatasetError
+
+PROTOCOL = {"min_rating": 4.0, "split": "random", "ratios": [0.8, 0.1, 0.1]}
+BUDGET = Budget(max_epochs=200, patience=15, eval_every=1)
+
+
+def trials() -> list[Trial]:
+    """Return as many trials for a model here as for its counterpart.
+
+    RecBole's BPR has no L2 term, so Adam's weight decay takes its place. `require_pow` makes
+    the term of its LightGCN half the squared norm over the batch size, as it is here.
+    """
+    rates, weights, batch = [1e-3, 3e-3], [1e-5, 1e-4, 1e-3], [2048]
+    layers, squared = [2, 3], [True]
+    ours, theirs = partial(grid, "llmrec_pl"), partial(grid, "recbole")
+    return [
+        *ours("MF", BUDGET, lr=rates, l2_weight=[1e-4, 1e-2, 3e-2], batch_size=batch),
+        *theirs("BPR", BUDGET, lr=rates, weight_decay=[0.0, 1e-5, 3e-5], batch_size=batch),
+        *ours("LightGCN", BUDGET, n_layers=layers, lr=[3e-3], l2_weight=weights, batch_size=batch),
+        *theirs(
+            "LightGCN",
+            BUDGET,
+            n_layers=layers,
+            lr=[3e-3],
+            reg_weight=weights,
+            require_pow=squared,
+            batch_size=batch,
+        ),
+    ]
+
+
+def quick_trials() -> list[Trial]:
+    """Return two tiny trials of this project's side."""
+    budget = Budget(max_epochs=3, patience=3)
+    settings = {"lr": 1e-2, "batch_size": 512}
+    return [Trial("llmrec_pl", model, dict(settings), budget) for model in ("MF", "LightGCN")]
+
+
+def prepare(data: Path, source: Path | None) -> None:
+    """Make the data set unless it is there.
+
+    Raises:
+        DatasetError: what is there was made with another protocol.
+    """
+    from llmrec_pl.cli import main
+
+    if not (data / "dataset.json").exists():
+        arguments = ["prepare", "ml-100k", "--out", str(data), "--min-rating", "4"]
+        main([*arguments, *(["--source", str(source)] if source else [])])
+    protocol = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["protocol"]
+    for key, value in PROTOCOL.items():
+        if protocol[key] != value:
+            raise DatasetError(
+                f"data set {str(data)!r} was made with {key} {protocol[key]!r}, the benchmark "
+                f"needs {value!r}; name another folder with `--data`."
+            )
+
+
+def main() -> None:
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality_ml100k",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, default=Path("data/ml-100k"), metavar="DIR")
+    parser.add_argument("--source", type=Path, metavar="PATH", help="raw ML-100K, else fetched")
+    parser.add_argument("--quick", action="store_true", help="tiny trials, only this project's")
+    comparison.add_arguments(parser, "quality_ml100k")
+    args = parser.parse_args()
+    with comparison.errors_for_people():
+        if args.quick:
+            args.skip_recbole = True
+        else:
+            prepare(args.data, args.source)
+        comparison.run(quick_trials() if args.quick else trials(), args.data, args)
+
+
+if __name__ == "__main__":
+    main()

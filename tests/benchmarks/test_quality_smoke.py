@@ -1,0 +1,48 @@
+"""The quality benchmark runs from data to table, at tiny size, without RecBole."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_quick_writes_results_and_skips_finished_trials(tmp_path: Path) -> None:
+    data, out = tmp_path / "simulated", tmp_path / "quick.json"
+    run("llmrec_pl", "prepare", "simulated", "--out", str(data))
+    command = ["benchmarks.quality_ml100k", "--quick", "--data", str(data), "--out", str(out)]
+    command += ["--work", str(tmp_path / "work")]
+    printed = run(*command)
+    assert "validation" in printed
+    results = json.loads(out.read_text(encoding="utf-8"))
+    models = [record["model"] for record in results["chosen"]]
+    assert models == ["popularity", "item-kNN", "MF", "LightGCN"]
+    for record in results["chosen"]:
+        assert 0 < record["validation"]["recall@20"] <= 1
+        assert 0 < record["test"]["recall@20"] <= 1
+    # The trainer's evaluator and the benchmark's rank the same lists.
+    for record in results["trials"]:
+        for name, value in record["reported_by_the_library"].items():
+            assert record["validation"][name] == pytest.approx(value, abs=1e-6)
+    finished = sorted((tmp_path / "work").glob("*.json"))
+    stamps = [path.stat().st_mtime_ns for path in finished]
+    run(*command)
+    assert len(finished) == 2
+    assert [path.stat().st_mtime_ns for path in finished] == stamps
