@@ -52,13 +52,14 @@ def train(trial: Trial, root: Path) -> Outcome:
     """Train until validation Recall@20 stops rising, and return the best epoch's vectors.
 
     Args:
-        trial: ``settings`` holds ``lr``, `DATA_SETTINGS`, and arguments of the model.
+        trial: ``settings`` holds ``lr``, `DATA_SETTINGS`, arguments of the model, and at will
+            ``optimizer``, a name in `torch.optim`, and its ``weight_decay``.
         root: canonical data set folder.
     """
     settings = dict(trial.settings)
     data_settings: dict[str, Any] = {k: settings.pop(k) for k in DATA_SETTINGS if k in settings}
     optimizer = functools.partial(
-        torch.optim.AdamW,
+        getattr(torch.optim, settings.pop("optimizer", "AdamW")),
         lr=settings.pop("lr"),
         weight_decay=settings.pop("weight_decay", 0.0),
     )

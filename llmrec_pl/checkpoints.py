@@ -112,14 +112,16 @@ class ResumeCheckpoint(L.Callback):
         self._before: dict[signal.Signals, Any] = {}
         self._last = time.monotonic()
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Catch the signals; only the main thread may."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Catch the signals; later than Lightning, which exits with status 0 on SIGTERM."""
         self._stop, self._last = None, time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM):
+            if number is signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+                continue  # Lightning requeues the job
             try:
                 self._before[number] = signal.signal(number, self._on_signal)
             except ValueError:
-                return
+                return  # only the main thread may
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._stop is not None:

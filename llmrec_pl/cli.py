@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COMMANDS = {
+    "demo": "the main job from end to end, on ML-100K",
     "prepare": "make a canonical data set folder from raw files",
     "describe": "summarise a data set: sizes, sparsity, degree plots",
     "features": "make feature matrices from item text or images",
@@ -24,6 +25,7 @@ COMMANDS = {
     "recommend": "show recommendations with titles for single users",
 }
 TRAINER_COMMANDS = {
+    "demo": "the main job from end to end, on ML-100K",
     "fit": "train a model and validate it",
     "validate": "rank all items for the users of the validation split",
     "test": "open the sealed test split once",
@@ -40,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     try:
         if arguments[0] in COMMANDS:
-            _run_plain(arguments[0], arguments[1:])
+            run_plain(arguments[0], arguments[1:])
         elif arguments[0] in TRAINER_COMMANDS:
             from llmrec_pl.training import run
 
@@ -57,7 +59,13 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _run_plain(name: str, arguments: list[str]) -> None:
+def run_plain(name: str, arguments: list[str]) -> None:
+    """Run one plain command; its module is imported only now.
+
+    Args:
+        name: a key of `COMMANDS`.
+        arguments: what stands after the name on the command line.
+    """
     module = import_module(f"llmrec_pl.commands.{name}")
     parser = argparse.ArgumentParser(
         prog=f"python -m llmrec_pl {name}",

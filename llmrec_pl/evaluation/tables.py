@@ -44,12 +44,13 @@ def metrics_table(record: Mapping[str, Any], title: str) -> Table:
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
+        collapse_padding=True,  # ten columns fit into a terminal of 80
     )
     table.add_column("K", justify="right", style="bold")
     for name in METRICS:
         table.add_column(_HEADINGS[name], justify="right", no_wrap=True)
     for name in ("hits", "cover", "gini"):
-        table.add_column(name, justify="right", style="dim")
+        table.add_column(name, justify="right", style="dim", no_wrap=True)
     for k in ks:
         exposure = record["exposure"]
         table.add_row(
@@ -69,7 +70,9 @@ def groups_table(record: Mapping[str, Any], title: str) -> Table:
         record: what `AllRankingEvaluator` writes as ``metrics/<stage>.json``.
         title: heading of the table.
     """
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True
+    )
     table.add_column("group", no_wrap=True)
     table.add_column("users", justify="right")
     for name in ("recall", "ndcg"):

@@ -7,6 +7,7 @@ is said in each class.
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from llmrec_pl.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -266,6 +266,9 @@ class OpenClipImages(_TorchImages):
                 "after the slash."
             ) from error
         self._version = str(open_clip.__version__)
+        local = Path(weights)
+        # a name of open_clip is fixed for good, a file of one's own may be trained further
+        self._sha = sha256_file(local) if local.is_file() else ""
         self._model.to(self._device).eval()
         self._dim = int(self._model.visual.output_dim)
 
@@ -277,7 +280,7 @@ class OpenClipImages(_TorchImages):
     @property
     def identity(self) -> str:
         """Model, weights and library version."""
-        return f"{self.label}:{self._version}"
+        return f"{self.label}:{self._sha}:{self._version}"
 
     @property
     def info(self) -> Mapping[str, Any]:
