@@ -7,8 +7,10 @@ split is opened at the very end, for the chosen trials only.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import platform
+import statistics
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,14 @@ if TYPE_CHECKING:
     from benchmarks.trials import Trial
 
 Record = dict[str, Any]
+Metrics = dict[str, float]
+COSTS = (
+    "epochs",
+    "best_epoch",
+    "evaluations",
+    "cpu_seconds_training",
+    "cpu_seconds_evaluation",
+)
 SELECT = "recall@20"
 console = Console(width=None if Console().is_terminal else 132)
 
@@ -70,12 +80,15 @@ def errors_for_people() -> Iterator[None]:
         sys.exit(f"error: {error}")
 
 
-def run(trials: Sequence[Trial], data: Path, args: argparse.Namespace) -> None:
+def run(
+    trials: Sequence[Trial], data: Path, args: argparse.Namespace, seeds: Sequence[int] = ()
+) -> None:
     """Run what is not finished yet, then evaluate, print and write.
 
     Args:
         trials: the grids of all models.
         data: canonical data set folder.
+        seeds: with which the chosen settings are trained, beside the grid's own seed.
         args: see `add_arguments`.
     """
     dataset = InteractionDataset.load(data)
@@ -87,8 +100,12 @@ def run(trials: Sequence[Trial], data: Path, args: argparse.Namespace) -> None:
     opened = InteractionDataset.load(data, open_test=True)
     results: list[Record] = evaluate_closed_form(dataset, opened)
     for trial, record in chosen:
-        test = scoring.evaluate_vectors(*store.vectors(trial), opened, "test")
-        results.append({**record, "test": test})
+        repeated = [_with_seed(trial, seed) for seed in seeds if seed != trial.budget.seed]
+        runs = [record, *(_run_trial(t, store, dataset, data, args) for t in repeated)]
+        tests = [
+            scoring.evaluate_vectors(*store.vectors(t), opened, "test") for t in (trial, *repeated)
+        ]
+        results.append(over_seeds(record, runs, tests))
     for split in ("validation", "test"):
         console.print(quality_table(results, split))
     console.print(cost_table(results))
@@ -104,9 +121,11 @@ def run(trials: Sequence[Trial], data: Path, args: argparse.Namespace) -> None:
         "software": _software(args),
         "chosen": results,
         "speed_ratio": speed_ratios(results),
+        "evaluator_difference": evaluator_difference(records),
         "trials": records,
     }
     write_json(args.out, content)
+    _print_checks(content)
     console.print(f"written to {args.out}", markup=False, highlight=False)
 
 
@@ -149,6 +168,29 @@ def _choose(trials: Sequence[Trial], records: Sequence[Record]) -> list[tuple[Tr
     return list(best.values())
 
 
+def _with_seed(trial: Trial, seed: int) -> Trial:
+    return dataclasses.replace(trial, budget=dataclasses.replace(trial.budget, seed=seed))
+
+
+def over_seeds(record: Record, runs: Sequence[Record], tests: Sequence[Metrics]) -> Record:
+    """Average the runs of one setting; a deviation is the sample standard deviation of R@20."""
+    validations = [run["validation"] for run in runs]
+    result = {
+        **record,
+        "seeds": [run["budget"]["seed"] for run in runs],
+        "validation": {k: statistics.fmean(v[k] for v in validations) for k in validations[0]},
+        "test": {k: statistics.fmean(t[k] for t in tests) for k in tests[0]},
+        "validation_by_seed": [v[SELECT] for v in validations],
+        "test_by_seed": [t[SELECT] for t in tests],
+    }
+    for name in COSTS:
+        result[name] = statistics.fmean(run[name] for run in runs)
+    many = len(runs) > 1
+    for split, found in (("validation", validations), ("test", tests)):
+        result[f"{split}_deviation"] = statistics.stdev(m[SELECT] for m in found) if many else None
+    return result
+
+
 # What a person reads.
 
 
@@ -161,20 +203,20 @@ def quality_table(results: Sequence[Record], split: str) -> Table:
     table.add_column("library", style="dim")
     for k in scoring.KS:
         table.add_column(f"R@{k}", justify="right")
+        if f"recall@{k}" == SELECT:
+            table.add_column("± seeds", justify="right", style="dim")
         table.add_column(f"N@{k}", justify="right")
         table.add_column(f"hits@{k}", justify="right", style="dim")
     best = max(record[split][SELECT] for record in results)
     for record in results:
         metrics = record[split]
-        cells = [
-            text
-            for k in scoring.KS
-            for text in (
-                f"{metrics[f'recall@{k}']:.4f}",
-                f"{metrics[f'ndcg@{k}']:.4f}",
-                f"{metrics[f'hits@{k}']:,}",
-            )
-        ]
+        cells = []
+        for k in scoring.KS:
+            cells.append(f"{metrics[f'recall@{k}']:.4f}")
+            if f"recall@{k}" == SELECT:
+                deviation = record.get(f"{split}_deviation")
+                cells.append("" if deviation is None else f"{deviation:.4f}")
+            cells += [f"{metrics[f'ndcg@{k}']:.4f}", f"{metrics[f'hits@{k}']:,.0f}"]
         style = "bold" if metrics[SELECT] == best else None
         table.add_row(record["model"], record["library"], *cells, style=style)
     return table
@@ -185,16 +227,15 @@ def cost_table(results: Sequence[Record]) -> Table:
     table = Table(title="chosen settings and CPU seconds", title_justify="left")
     for name in ("model", "library", "settings"):
         table.add_column(name, overflow="fold")
-    for name in ("epochs", "best", "s / epoch", "s / evaluation", "R@20 as the library says"):
+    for name in ("epochs", "best", "s / epoch", "s / evaluation"):
         table.add_column(name, justify="right")
     for record in results:
         settings = ", ".join(f"{k} {v}" for k, v in record["settings"].items())
         cells = [record["model"], record["library"], settings]
         if "epochs" in record:
             epoch, evaluation = seconds(record)
-            reported = record["reported_by_the_library"]["recall@20"]
-            cells += [str(record["epochs"]), str(record["best_epoch"])]
-            cells += [f"{epoch:.3f}", f"{evaluation:.3f}", f"{reported:.4f}"]
+            cells += [f"{record['epochs']:.0f}", f"{record['best_epoch']:.0f}"]
+            cells += [f"{epoch:.3f}", f"{evaluation:.3f}"]
         table.add_row(*cells)
     return table
 
@@ -223,6 +264,29 @@ def speed_ratios(results: Sequence[Record]) -> dict[str, float]:
         if mine and other and mine[1] == other[1]:
             ratios[ours] = other[0] / mine[0]
     return ratios
+
+
+def evaluator_difference(records: Sequence[Record]) -> dict[str, float]:
+    """Return how far a library's own validation R@20 is from this evaluator's, at most."""
+    differences: dict[str, float] = {}
+    for record in records:
+        library = record["library"]
+        found = record["validation"][SELECT] - record["reported_by_the_library"][SELECT]
+        differences[library] = max(differences.get(library, 0.0), abs(found))
+    return differences
+
+
+def _print_checks(content: Record) -> None:
+    for library, difference in content["evaluator_difference"].items():
+        console.print(
+            f"{library}'s own validation R@20 is within {difference:.1e} of this evaluator's",
+            highlight=False,
+        )
+    for model, ratio in content["speed_ratio"].items():
+        console.print(
+            f"{model}: RecBole takes {ratio:.2f} times the CPU time an epoch with its evaluation",
+            highlight=False,
+        )
 
 
 def _software(args: argparse.Namespace) -> dict[str, str]:

@@ -19,6 +19,7 @@ from llmrec_pl.checkpoints import AtomicCheckpointIO, ResumeCheckpoint, read_che
 from llmrec_pl.data.datamodule import RecDataModule
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.evaluation.callback import AllRankingEvaluator, run_directory
+from llmrec_pl.evaluation.metrics import metric_names
 from llmrec_pl.evaluation.predictions import PredictionWriter
 from llmrec_pl.evaluation.tables import groups_table, metrics_table
 from llmrec_pl.models.base import Recommender
@@ -109,7 +110,20 @@ class RecommenderCLI(LightningCLI):
         return [logger, CSVLogger(root, name=name, version=version)]
 
     def before_fit(self) -> None:
-        """Say what is about to be trained on what."""
+        """Say what is about to be trained on what.
+
+        Raises:
+            ConfigError: a monitored metric is not among those that are computed.
+        """
+        evaluator = self._get(self.config_init, "evaluation")
+        known = [f"val/{name}" for name in metric_names(evaluator.ks)]
+        for key in ("checkpoint", "early_stopping"):
+            monitor = self._get(self.config, key).monitor
+            if monitor not in known and not monitor.startswith("train/"):
+                raise ConfigError(
+                    f"`{key}.monitor` is {monitor!r}, which is not computed; give "
+                    f"`evaluation.ks` that K or monitor one of {known}."
+                )
         self.datamodule.setup("fit")
         trainer = self.trainer
         lines = {

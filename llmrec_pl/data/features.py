@@ -68,8 +68,9 @@ class Feature:
         """Return one float32 row for each user or item, zeros where unknown, ``[n_rows, dim]``."""
         if self.index is None:
             return np.asarray(self.values, dtype=np.float32)
-        rows = np.asarray(self.values[np.maximum(self.index, 0)], dtype=np.float32)
-        rows[self.index < 0] = 0.0
+        rows = np.zeros((self.n_rows, self.dim), dtype=np.float32)
+        known = self.index >= 0
+        rows[known] = self.values[self.index[known]]
         return rows
 
 
