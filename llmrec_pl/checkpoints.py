@@ -82,7 +82,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self,
         path: Any,  # noqa: ANN401
-        map_location: Any | None = lambda storage, loc: storage,  # noqa: ANN401, ARG005
+        map_location: Any | None = lambda storage, loc: storage,  # noqa: ANN401
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """Read a checkpoint without unpickling arbitrary objects."""
@@ -162,7 +162,7 @@ class ResumeCheckpoint(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write, after the epoch's validation."""
-        if not trainer.fast_dev_run:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> Path:

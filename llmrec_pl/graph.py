@@ -63,7 +63,7 @@ class _SparseProduct(torch.autograd.Function):
         return matrix @ x
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         # fp32 even if autocast is on around backward: CSR has no half-precision CPU kernel.
         return ctx.transpose @ gradient.to(ctx.transpose.dtype).contiguous(), None, None
 

@@ -20,6 +20,7 @@ from llmrec_pl.data.datamodule import RecDataModule
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.evaluation.callback import AllRankingEvaluator, run_directory
 from llmrec_pl.evaluation.metrics import metric_names
+from llmrec_pl.evaluation.plots import plot_history
 from llmrec_pl.evaluation.predictions import PredictionWriter
 from llmrec_pl.evaluation.tables import groups_table, metrics_table
 from llmrec_pl.models.base import Recommender
@@ -140,14 +141,19 @@ class RecommenderCLI(LightningCLI):
         """Evaluate the selected checkpoint in full, and say where everything lies."""
         callback = self.trainer.checkpoint_callback
         best = getattr(callback, "best_model_path", "")
-        if not best or self.trainer.fast_dev_run:
+        if not best or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.trainer.validate(self.model, self.datamodule, ckpt_path=best, verbose=False)
         if not self.trainer.is_global_zero:
             return
         run = run_directory(self.trainer)
         config = run / "config.yaml"
-        self._show("val", f"validation, {type(self.model).__name__} on {self.datamodule.root.name}")
+        title = f"{type(self.model).__name__} on {self.datamodule.root.name}"
+        self._show("val", f"validation, {title}")
+        evaluator = self._get(self.config_init, "evaluation")
+        monitor = self._get(self.config, "checkpoint").monitor
+        if evaluator.history and monitor.startswith("val/"):
+            plot_history(evaluator.history, monitor, run / "metrics" / "curve.png", title)
         _print_pairs({"checkpoint": best, "config": config, "metrics": run / "metrics"})
         command = f"python -m llmrec_pl test --config {config} --ckpt_path {best}"
         console.print(f"test it once with\n  {command}", soft_wrap=True, highlight=False)
@@ -176,13 +182,12 @@ class RecommenderCLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Say where the lists lie."""
-        writer = next(c for c in self.trainer.callbacks if isinstance(c, PredictionWriter))
+        writer = self._get(self.config_init, "predictions")
         if self.trainer.is_global_zero:
             console.print(f"  lists and candidate pools: {writer.folder}", soft_wrap=True)
 
     def _show(self, stage: str, title: str) -> None:
-        evaluator = next(c for c in self.trainer.callbacks if isinstance(c, AllRankingEvaluator))
-        record = evaluator.results[stage]
+        record = self._get(self.config_init, "evaluation").results[stage]
         console.print(metrics_table(record, title))
         console.print(groups_table(record, f"{stage} by group"))
 

@@ -76,7 +76,9 @@ def test_torch_sparse_is_called_in_one_file():
     assert users == {"llmrec_pl/graph.py"}
 
 
-@pytest.mark.parametrize("command", ["prepare", "describe", "features", "augmentation", "recommend"])
+@pytest.mark.parametrize(
+    "command", ["prepare", "describe", "features", "augmentation", "recommend"]
+)
 def test_help_of_plain_commands_loads_no_torch(command):
     code = (
         "import sys\nfrom llmrec_pl.cli import main\n"

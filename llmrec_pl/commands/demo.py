@@ -2,7 +2,7 @@
 
 Takes ML-100K where it can be had, else a simulated film data set, and says which.
 
-examples:
+Examples:
   python -m llmrec_pl demo
   python -m llmrec_pl demo --source ~/Downloads/ml-100k.zip
 """

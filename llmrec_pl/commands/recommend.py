@@ -3,7 +3,7 @@
 Ids are the original ones of the data set; titles are shown where the data have them. Items the
 user is known to like (train and validation) are not recommended again.
 
-examples:
+Examples:
   python -m llmrec_pl recommend --ckpt_path RUN/checkpoints/best.ckpt --user 196
   python -m llmrec_pl recommend --ckpt_path RUN/checkpoints/best.ckpt --user 196 --user 22 --k 5
   python -m llmrec_pl recommend --ckpt_path RUN/checkpoints/best.ckpt --random 3

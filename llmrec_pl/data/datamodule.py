@@ -6,7 +6,7 @@ import dataclasses
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import numpy as np
@@ -139,7 +139,7 @@ class RecDataModule(L.LightningDataModule):
         root: str,
         augmentation: str | None = None,
         llm_edge_rate: float = 0.1,
-        llm_parts: list[LLMPart] = list(get_args(LLMPart)),  # noqa: B006 (never mutated)
+        llm_parts: list[LLMPart] = ["edges", "profiles", "attributes"],  # noqa: B006
         llm_edges_in_graph: bool = False,
         invalid: Literal["error", "drop"] = "error",
         exclude_features: list[str] = [],  # noqa: B006 (never mutated)
@@ -308,12 +308,12 @@ class RecDataModule(L.LightningDataModule):
 
     def _plan(self, trainer: L.Trainer) -> dict[str, Any]:
         return {
-            "batches an epoch": self.make_sampler(trainer.world_size).n_batches,
             "`data.batch_size`": self.batch_size,
             "`data.sampling`": self.sampling,
             "`seed_everything`": self.seed,
             "number of processes": trainer.world_size,
             "`trainer.limit_train_batches`": trainer.limit_train_batches,
+            "batches an epoch": self.make_sampler(trainer.world_size).n_batches,
         }
 
     def check_record(self, record: Mapping[str, Any], trainer: L.Trainer) -> None:

@@ -255,7 +255,8 @@ class InteractionDataset:
                 )
         if splits["train"].nnz == 0:
             raise DatasetError(
-                f"data set {str(root)!r} has no train interactions; loosen the filters of `prepare`."
+                f"data set {str(root)!r} has no train interactions; loosen the filters of "
+                "`prepare`."
             )
         if not open_test:
             del splits["test"]
@@ -277,7 +278,9 @@ def read_meta(root: Path) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise DatasetError(f"{str(path)!r} is not valid JSON ({error}). Run `prepare` again.") from error
+        raise DatasetError(
+            f"{str(path)!r} is not valid JSON ({error}). Run `prepare` again."
+        ) from error
     if meta.get("format") != FORMAT_VERSION:
         raise DatasetError(
             f"{str(path)!r} has format {meta.get('format')!r}, this version reads "
@@ -337,9 +340,9 @@ def _read_splits(root: Path, n_users: int, n_items: int) -> dict[Split, sp.csr_a
     frame = _read_parquet(root / INTERACTIONS, ["user", "item", "split"])
     for column, n in (("user", n_users), ("item", n_items)):
         values = frame[column]
-        low, high = values.min(), values.max()
-        if frame.height and (int(low) < 0 or int(high) >= n):  # type: ignore[arg-type]
-            bad = high if int(high) >= n else low  # type: ignore[arg-type]
+        low, high = (int(v) for v in (values.min() or 0, values.max() or 0))  # type: ignore[arg-type]
+        if frame.height and (low < 0 or high >= n):
+            bad = high if high >= n else low
             raise DatasetError(
                 f"`{INTERACTIONS}` in {str(root)!r} has {column} {bad} but n_{column}s={n}; "
                 f"ids must be in 0..{n - 1}. Run `prepare` again."

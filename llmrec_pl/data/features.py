@@ -99,9 +99,7 @@ class FeatureStore(Mapping[str, Feature]):
 
     def group(self, group: Group, side: Side | None = None) -> list[Feature]:
         """Return the features of one group, optionally of one side."""
-        return [
-            f for f in self.values() if f.group == group and (side is None or f.side == side)
-        ]
+        return [f for f in self.values() if f.group == group and (side is None or f.side == side)]
 
     def merged(self, features: list[Feature]) -> FeatureStore:
         """Return a store with further features; equal names are an error.
@@ -194,8 +192,10 @@ def check_feature(feature: Feature, n_rows: int, where: object) -> None:
             f"feature {feature.name!r} in {str(where)!r} has shape {feature.values.shape} for "
             f"{feature.n_rows} rows; expected 2 dimensions and {n_rows} {feature.side}s."
         )
-    if feature.index is not None and len(feature.index) and (
-        int(feature.index.min()) < -1 or int(feature.index.max()) >= len(feature.values)
+    if (
+        feature.index is not None
+        and len(feature.index)
+        and (int(feature.index.min()) < -1 or int(feature.index.max()) >= len(feature.values))
     ):
         raise DatasetError(
             f"the index of feature {feature.name!r} in {str(where)!r} points outside its "

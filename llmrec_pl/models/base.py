@@ -190,8 +190,8 @@ class Recommender(L.LightningModule):
         assert self._evaluated is not None
         return Representations(self._evaluated.user[batch["user"]], self._evaluated.item)
 
-    validation_step = _evaluation_step
-    test_step = _evaluation_step
+    validation_step = _evaluation_step  # type: ignore[assignment]
+    test_step = _evaluation_step  # type: ignore[assignment]
     predict_step = _evaluation_step
 
     def _drop_evaluated(self) -> None:

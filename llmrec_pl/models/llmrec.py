@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +83,13 @@ class LLMRec(Recommender):
     Raises:
         ConfigError: a value is out of range, or attributes of unequal width share a projection.
     """
+
+    graph: BipartiteGraph
+    tables: nn.ModuleDict
+    projection: nn.ModuleDict
+    mask: nn.ModuleDict
+    decoder: nn.ModuleDict
+    dropout: nn.Dropout
 
     def __init__(
         self,
@@ -185,8 +192,9 @@ class LLMRec(Recommender):
                     "one encoder or set `share_attribute_projection: false`."
                 )
             return
-        self.projection[name] = nn.Linear(feature.dim, width)
-        nn.init.xavier_uniform_(self.projection[name].weight)
+        projection = nn.Linear(feature.dim, width)
+        nn.init.xavier_uniform_(projection.weight)
+        self.projection[name] = projection
         if self.mask_space == "none" or feature.group not in MASKED_GROUPS:
             return
         masked_width = width if self.mask_space == "projected" else feature.dim
@@ -227,8 +235,11 @@ class LLMRec(Recommender):
             encoded[name] = Propagated(user, item, target)
         return encoded
 
+    def _table(self, name: str) -> FeatureTable:
+        return cast("FeatureTable", self.tables[name])
+
     def _project(self, name: str, nodes: Tensor | None) -> tuple[Tensor, Tensor]:
-        table, key = self.tables[name], self.projection_of[name]
+        table, key = self._table(name), self.projection_of[name]
         project = self.projection[key]
         if nodes is None or key not in self.mask:
             rows = self.dropout(table.expand(project(table.values)))
@@ -305,7 +316,7 @@ class LLMRec(Recommender):
             if key not in self.decoder:
                 continue
             side = self.side[name]
-            nodes = self.tables[name].known(masked.get(side, feature.user.new_empty(0).long()))
+            nodes = self._table(name).known(masked.get(side, feature.user.new_empty(0).long()))
             restored = self.decoder[key](getattr(feature, side)[nodes])
             target = feature.target[nodes].detach()
             terms.append(losses.restoration_loss(restored, target, self.restoration_gamma))

@@ -183,7 +183,7 @@ def test_llm_edge_rate_outside_its_range(data, fit, fail, rate):
 
 
 def test_k_larger_than_the_catalogue(data, fit, fail, tmp_path):
-    error = fail(*fit(data, "--evaluation.ks", "[10,100000]"))
+    error = fail(*fit(data, "--evaluation.ks", "[20,100000]"))
     assert "100000" in error
     assert "--evaluation.ks" in error
     assert not list((tmp_path / "runs").rglob("*.ckpt"))

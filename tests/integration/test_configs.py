@@ -16,9 +16,7 @@ def fit(small_data, *configs, augmented=True, more=()):
     arguments = [x for c in configs for x in ("--config", str(c))]
     if augmented:
         arguments += ["--data.augmentation", str(small_data.parent / "augmentation")]
-    return llmrec_pl.training.run(
-        ["fit", *arguments, "--data.root", str(small_data), *FAST, *more]
-    )
+    return llmrec_pl.training.run(["fit", *arguments, "--data.root", str(small_data), *FAST, *more])
 
 
 @pytest.mark.parametrize("augmented", [True, False], ids=["augmented", "plain"])

@@ -42,7 +42,13 @@ def metrics(run, stage):
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 def test_one_and_two_processes_evaluate_alike(trained, command, stage):
-    arguments = (stage, "--config", trained / "config.yaml", "--ckpt_path", trained / "checkpoints/best.ckpt")
+    arguments = (
+        stage,
+        "--config",
+        trained / "config.yaml",
+        "--ckpt_path",
+        trained / "checkpoints/best.ckpt",
+    )
     split = {"validate": "val", "test": "test"}.get(stage)
     results = []
     for devices in (TWO, ("--trainer.devices", "1", "--trainer.strategy", "auto")):

@@ -72,9 +72,7 @@ def whole_run(llmrec_arguments, tmp_path_factory):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("place", ["first step", "middle", "before last", "second epoch"])
-def test_resume_in_the_middle_of_an_epoch(
-    whole_run, llmrec_arguments, tmp_path, workers, place
-):
+def test_resume_in_the_middle_of_an_epoch(whole_run, llmrec_arguments, tmp_path, workers, place):
     folder, expected, epochs, n = whole_run
     assert n >= 4, "the data set must give several steps an epoch"
     step = {"first step": 1, "middle": n // 2, "before last": n - 1, "second epoch": n + n // 2}

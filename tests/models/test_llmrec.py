@@ -39,9 +39,7 @@ class Reference:
     """The formulas of the paper and of the released code, dense, with plain loops."""
 
     def __init__(self, model, dataset, features, **options):
-        self.p = {
-            n: p.detach().clone().requires_grad_(True) for n, p in model.named_parameters()
-        }
+        self.p = {n: p.detach().clone().requires_grad_(True) for n, p in model.named_parameters()}
         self.o = options
         self.norm_user, self.norm_item = dense_norms(dataset, options["graph_norm"])
         self.n_items = dataset.n_items
@@ -115,9 +113,7 @@ class Reference:
             profile = encoded["profile"][0]
             bpr = self.bpr(profile, encoded[name][1], batch)
             terms[f"bpr_{name}"] = o["attribute_bpr_weight"] * bpr
-        squares = sum(
-            (x**2).sum() for n in ("image", "text") for x in encoded[n][:2]
-        )
+        squares = sum((x**2).sum() for n in ("image", "text") for x in encoded[n][:2])
         terms["feature_l2"] = o["feature_l2_weight"] * 0.5 * squares / self.n_items
         if masks:
             terms["restoration"] = o["restoration_weight"] * self.restoration(encoded, masks)
@@ -266,7 +262,9 @@ def test_masks_reach_h_in_training_only(toy_dataset, toy_features, toy_batch):
 def test_what_an_ablation_switches_off_is_not_built(toy_dataset, toy_features):
     names = {n for n, _ in built(toy_dataset, toy_features, mask_rate=0.0).named_parameters()}
     assert not any(n.startswith(("mask", "decoder")) for n in names)
-    names = {n for n, _ in built(toy_dataset, toy_features, restoration_weight=0).named_parameters()}
+    names = {
+        n for n, _ in built(toy_dataset, toy_features, restoration_weight=0).named_parameters()
+    }
     assert not any(n.startswith("decoder") for n in names)
     without = toy_features.without(["profile", "director", "country"])
     names = {n for n, _ in built(toy_dataset, without).named_parameters()}
