@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from benchmarks.trials import Trial
+    from benchmarks.trials import Budget, Trial
 
 Record = dict[str, Any]
 Metrics = dict[str, float]
@@ -81,14 +81,15 @@ def errors_for_people() -> Iterator[None]:
 
 
 def run(
-    trials: Sequence[Trial], data: Path, args: argparse.Namespace, seeds: Sequence[int] = ()
+    trials: Sequence[Trial], data: Path, args: argparse.Namespace, finals: Sequence[Budget] = ()
 ) -> None:
     """Run what is not finished yet, then evaluate, print and write.
 
     Args:
         trials: the grids of all models.
         data: canonical data set folder.
-        seeds: with which the chosen settings are trained, beside the grid's own seed.
+        finals: budgets, one a seed, with which the chosen settings are trained again, and which
+            the results are the mean of; without any the chosen trials themselves are shown.
         args: see `add_arguments`.
     """
     dataset = InteractionDataset.load(data)
@@ -100,12 +101,10 @@ def run(
     opened = InteractionDataset.load(data, open_test=True)
     results: list[Record] = evaluate_closed_form(dataset, opened)
     for trial, record in chosen:
-        repeated = [_with_seed(trial, seed) for seed in seeds if seed != trial.budget.seed]
-        runs = [record, *(_run_trial(t, store, dataset, data, args) for t in repeated)]
-        tests = [
-            scoring.evaluate_vectors(*store.vectors(t), opened, "test") for t in (trial, *repeated)
-        ]
-        results.append(over_seeds(record, runs, tests))
+        repeated = [dataclasses.replace(trial, budget=budget) for budget in finals] or [trial]
+        runs = [_run_trial(t, store, dataset, data, args) for t in repeated]
+        tests = [scoring.evaluate_vectors(*store.vectors(t), opened, "test") for t in repeated]
+        results.append({**over_seeds(runs, tests), "screening": record["validation"][SELECT]})
     for split in ("validation", "test"):
         console.print(quality_table(results, split))
     console.print(cost_table(results))
@@ -168,15 +167,11 @@ def _choose(trials: Sequence[Trial], records: Sequence[Record]) -> list[tuple[Tr
     return list(best.values())
 
 
-def _with_seed(trial: Trial, seed: int) -> Trial:
-    return dataclasses.replace(trial, budget=dataclasses.replace(trial.budget, seed=seed))
-
-
-def over_seeds(record: Record, runs: Sequence[Record], tests: Sequence[Metrics]) -> Record:
+def over_seeds(runs: Sequence[Record], tests: Sequence[Metrics]) -> Record:
     """Average the runs of one setting; a deviation is the sample standard deviation of R@20."""
     validations = [run["validation"] for run in runs]
     result = {
-        **record,
+        **runs[0],
         "seeds": [run["budget"]["seed"] for run in runs],
         "validation": {k: statistics.fmean(v[k] for v in validations) for k in validations[0]},
         "test": {k: statistics.fmean(t[k] for t in tests) for k in tests[0]},

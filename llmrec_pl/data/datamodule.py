@@ -151,6 +151,8 @@ class RecDataModule(L.LightningDataModule):
         verify: bool = True,
     ) -> None:
         super().__init__()
+        # More processes than users is no mistake: some have nothing to evaluate.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         if not 0 <= llm_edge_rate <= 1:
             raise ConfigError(
                 f"`data.llm_edge_rate` (w3) must be in [0, 1], got {llm_edge_rate!r}."
@@ -205,7 +207,7 @@ class RecDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read data set, features and augmentation; open the test split for ``test`` only."""
         open_test = stage == "test"
-        if self._dataset is not None and (not open_test or "test" in self._dataset.splits):
+        if self._dataset is not None and open_test == ("test" in self._dataset.splits):
             return
         dataset = InteractionDataset.load(self.root, open_test=open_test, verify=self.verify)
         features = FeatureStore.load(self.root, verify=self.verify)
@@ -279,6 +281,18 @@ class RecDataModule(L.LightningDataModule):
             collate_fn=_collate_users,
         )
 
+    def augmentation_record(self) -> dict[str, Any]:
+        """Return what of an LLM's is used, as plain values; w3 is 0 without LLM edges."""
+        used = self.augmentation
+        return {
+            "path": str(used.path) if used else None,
+            "content_id": used.content_id if used else None,
+            "provider": used.manifest.get("provider") if used else None,
+            "model": used.manifest.get("model") if used else None,
+            "llm_parts": list(self.llm_parts) if used else [],
+            "llm_edge_rate": self.effective_llm_edge_rate,
+        }
+
     def summary(self) -> dict[str, Any]:
         """Return what a person should know of the data in use, as plain values."""
         dataset = self.dataset
@@ -310,6 +324,9 @@ class RecDataModule(L.LightningDataModule):
         return {
             "`data.batch_size`": self.batch_size,
             "`data.sampling`": self.sampling,
+            "`data.llm_edge_rate` in effect": self.effective_llm_edge_rate,
+            "`data.llm_parts`": sorted(self.llm_parts),
+            "`data.llm_edges_in_graph`": self.llm_edges_in_graph,
             "`seed_everything`": self.seed,
             "number of processes": trainer.world_size,
             "`trainer.limit_train_batches`": trainer.limit_train_batches,

@@ -258,6 +258,7 @@ class InteractionDataset:
                 f"data set {str(root)!r} has no train interactions; loosen the filters of "
                 "`prepare`."
             )
+        _check_disjoint(splits, item_ids, user_ids, root)
         if not open_test:
             del splits["test"]
         return cls(meta["name"], splits, user_ids, item_ids, meta["fingerprint"], meta, root)
@@ -298,6 +299,24 @@ def write_meta(root: Path, meta: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(root / META)
+
+
+def _check_disjoint(
+    splits: Mapping[Split, sp.csr_array],
+    item_ids: NDArray[np.str_],
+    user_ids: NDArray[np.str_],
+    root: Path,
+) -> None:
+    """Refuse a pair in two splits: it would be masked and still counted as held out."""
+    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+        both = sp.coo_array(splits[first].multiply(splits[second]))  # type: ignore[index]
+        if both.nnz:
+            user, item = (int(c[0]) for c in both.coords)
+            raise DatasetError(
+                f"{both.nnz} interactions of {str(root)!r} are in {first!r} and in {second!r}, the "
+                f"first of user {str(user_ids[user])!r} with item {str(item_ids[item])!r}; run "
+                "`prepare` again."
+            )
 
 
 def _verify_files(root: Path, meta: Mapping[str, Any]) -> None:

@@ -5,8 +5,6 @@ Never touches parameters or the loss, and knows no model: it needs user rows and
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +26,7 @@ from llmrec_pl.evaluation.metrics import (
     per_user_metrics,
 )
 from llmrec_pl.evaluation.ranking import sparse_rows, top_k
+from llmrec_pl.evaluation.record import log_test_opening, write_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,6 +103,7 @@ class AllRankingEvaluator(L.Callback):
         self.item_tile, self.cold_user_max = item_tile, cold_user_max
         self.results: dict[str, dict[str, Any]] = {}
         self.history: list[dict[str, float]] = []
+        self.test_openings = 0
 
     # Set-up.
 
@@ -152,7 +152,11 @@ class AllRankingEvaluator(L.Callback):
         self._start(trainer, pl_module, "val")
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Reset the sums."""
+        """Reset the sums, and log that the test split is opened."""
+        folder = run_directory(trainer) / "metrics"
+        if trainer.is_global_zero:
+            note = {"profile": self.profile_name, "checkpoint": str(trainer.ckpt_path or "")}
+            self.test_openings = log_test_opening(folder, note)
         self._start(trainer, pl_module, "test")
 
     # Ranking.
@@ -249,46 +253,18 @@ class AllRankingEvaluator(L.Callback):
             "exposure": detail.pop("exposure"),
             "groups": detail,
             "data": {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
+            "augmentation": trainer.datamodule.augmentation_record(),  # type: ignore[attr-defined]
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
         }
+        if self.stage == "test":
+            record["test_openings"] = self.test_openings
         self.results[self.stage] = record
         # Asked on every process: the logger's folder is broadcast from the first.
         folder = run_directory(trainer) / "metrics"
         if trainer.is_global_zero:
-            self._write(folder, record, per_user.cpu().numpy())
+            names = self.metrics["all"].names
+            write_record(folder, record, names, per_user.cpu().numpy(), self.dataset.user_ids)
         trainer.strategy.barrier()
-
-    def _write(self, folder: Path, record: dict[str, Any], per_user: Any) -> None:  # noqa: ANN401
-        import polars as pl
-
-        folder.mkdir(parents=True, exist_ok=True)
-        users = per_user[:, 0].astype(np.int64)
-        frame = pl.DataFrame(
-            {
-                "user": users,
-                "user_id": self.dataset.user_ids[users].tolist(),
-                "n_relevant": per_user[:, 1].astype(np.int64),
-                **{n: per_user[:, 2 + i] for i, n in enumerate(self.metrics["all"].names)},
-            }
-        )
-        frame.write_parquet(folder / f"{self.stage}_per_user.parquet")
-        path = folder / f"{self.stage}.json"
-        if self.stage == "test":
-            # The honest record: how often this run has looked at the test split.
-            before = json.loads(path.read_text("utf-8")) if path.exists() else {}
-            record["test_openings"] = before.get("test_openings", 0) + 1
-        text = json.dumps(_without_nan(record), indent=1, ensure_ascii=False, allow_nan=False)
-        # In one step: the count of openings must survive an interruption.
-        temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
-
-
-def _without_nan(value: Any) -> Any:  # noqa: ANN401
-    """Put null for the means of empty groups; JSON has no NaN."""
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def datamodule_dataset(trainer: L.Trainer) -> InteractionDataset:

@@ -36,6 +36,14 @@ def metrics_table(record: Mapping[str, Any], title: str) -> Table:
         f"{record['users_without_held_out_items']:,} without held-out items; "
         f"all items ranked, profile {record['profile']}"
     )
+    augmentation = record.get("augmentation") or {}
+    if augmentation.get("path"):
+        caption += (
+            f"; augmentation by {escape(str(augmentation['model']))} with "
+            f"w3 = {augmentation['llm_edge_rate']}"
+        )
+    else:
+        caption += "; no LLM augmentation (w3 = 0)"
     if "test_openings" in record:
         caption += f"; test split opened {record['test_openings']} time(s) by this run"
     table = Table(

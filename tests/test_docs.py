@@ -1,0 +1,73 @@
+"""What README and docs say can be typed and run."""
+
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llmrec_pl.cli import COMMANDS, TRAINER_COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+COMMAND = re.compile(r"python -m llmrec_pl ([^\n`]*)")
+
+
+def commands():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for found in COMMAND.findall(text):
+            yield pytest.param(found.strip(), text, id=f"{page.name}: {found.strip()[:50]}")
+
+
+@pytest.mark.parametrize(("line", "page"), commands())
+def test_commands_in_the_docs_exist_with_their_options(line, page, capsys):
+    words = shlex.split(line.split("  ")[0].split(" #")[0])
+    assert words[0] in COMMANDS | TRAINER_COMMANDS
+    if words[0] in TRAINER_COMMANDS:
+        known = {"--config", "--ckpt_path", "--data", "--model", "--trainer", "--evaluation"}
+        flags = {w.split(".")[0].split("=")[0] for w in words if w.startswith("--")}
+        assert flags <= known | {"--checkpoint", "--early_stopping", "--predictions", "--resume"}
+        configs = [w for w in words if w.startswith("configs/")]
+        assert all((ROOT / c).is_file() or f"# {c}" in page for c in configs)
+        return
+    from llmrec_pl.cli import main
+
+    with pytest.raises(SystemExit):
+        main([words[0], "--help"])
+    documented = capsys.readouterr().out
+    for word in words:
+        if word.startswith("--"):
+            assert word.split("=")[0] in documented
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_model_of_the_tutorial_works(tmp_path, monkeypatch):
+    text = (ROOT / "docs/adding-a-model.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    config = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])["model"]
+    path = tmp_path / "text_mf.py"
+    path.write_text(code)
+    spec = importlib.util.spec_from_file_location("llmrec_pl.models.text_mf", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "contract"))
+    import test_models as contract
+
+    assert config["class_path"] == "llmrec_pl.models.text_mf.TextMF"
+    dataset = contract.taste_groups()
+    arguments = {k: v for k, v in config["init_args"].items() if k != "optimizer"}
+    model = module.TextMF(**arguments)
+    model.build_seeded(dataset, contract.features_of(dataset), seed=1)
+    losses = contract.train(model, dataset, steps=40)
+    assert losses[-1] < losses[0]
