@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from benchmarks.trials import Budget, Trial
+    from benchmarks.trials import Trial
 
 Record = dict[str, Any]
 Metrics = dict[str, float]
@@ -81,15 +81,15 @@ def errors_for_people() -> Iterator[None]:
 
 
 def run(
-    trials: Sequence[Trial], data: Path, args: argparse.Namespace, finals: Sequence[Budget] = ()
+    trials: Sequence[Trial], data: Path, args: argparse.Namespace, seeds: Sequence[int] = ()
 ) -> None:
     """Run what is not finished yet, then evaluate, print and write.
 
     Args:
         trials: the grids of all models.
         data: canonical data set folder.
-        finals: budgets, one a seed, with which the chosen settings are trained again, and which
-            the results are the mean of; without any the chosen trials themselves are shown.
+        seeds: with which the chosen settings are trained, and which the results are the mean
+            of; only the grid's own by default.
         args: see `add_arguments`.
     """
     dataset = InteractionDataset.load(data)
@@ -101,7 +101,7 @@ def run(
     opened = InteractionDataset.load(data, open_test=True)
     results: list[Record] = evaluate_closed_form(dataset, opened)
     for trial, record in chosen:
-        repeated = [dataclasses.replace(trial, budget=budget) for budget in finals] or [trial]
+        repeated = [_with_seed(trial, seed) for seed in seeds or [trial.budget.seed]]
         runs = [_run_trial(t, store, dataset, data, args) for t in repeated]
         tests = [scoring.evaluate_vectors(*store.vectors(t), opened, "test") for t in repeated]
         results.append({**over_seeds(runs, tests), "screening": record["validation"][SELECT]})
@@ -165,6 +165,10 @@ def _choose(trials: Sequence[Trial], records: Sequence[Record]) -> list[tuple[Tr
         if key not in best or record["validation"][SELECT] > best[key][1]["validation"][SELECT]:
             best[key] = trial, record
     return list(best.values())
+
+
+def _with_seed(trial: Trial, seed: int) -> Trial:
+    return dataclasses.replace(trial, budget=dataclasses.replace(trial.budget, seed=seed))
 
 
 def over_seeds(runs: Sequence[Record], tests: Sequence[Metrics]) -> Record:

@@ -22,9 +22,9 @@ from benchmarks.trials import Budget, Trial, grid
 from llmrec_pl.errors import DatasetError
 
 PROTOCOL = {"min_rating": 4.0, "split": "random", "ratios": [0.8, 0.1, 0.1]}
-BUDGET = Budget(max_epochs=200, patience=15, eval_every=1)
-# Recall@20 still creeps up when the screening stops, hence more patience for what is reported.
-FINALS = [Budget(max_epochs=300, patience=40, eval_every=1, seed=seed) for seed in (2026, 1, 2)]
+# Recall@20 creeps up for 200 epochs with a noise of .003; less patience makes the choice a lottery.
+BUDGET = Budget(max_epochs=300, patience=40, eval_every=1)
+SEEDS = (2026, 1, 2)
 
 
 def trials() -> list[Trial]:
@@ -33,14 +33,13 @@ def trials() -> list[Trial]:
     RecBole's BPR has no L2 term, so Adam's weight decay takes its place. `require_pow` makes
     the term of its LightGCN half the squared norm over the batch size, as it is here.
     """
-    rates, weights, batch = [1e-3, 3e-3], [1e-5, 1e-4, 1e-3], [2048]
-    layers, squared = [2, 3], [True]
-    adam = {"optimizer": ["Adam"], "weight_decay": [1e-5]}
+    rates, batch, layers, weights = [1e-3, 3e-3], [2048], [2], [1e-4, 1e-3]
+    decay = {"l2_weight": [0.0], "optimizer": ["Adam"], "weight_decay": [1e-5]}
     ours, theirs = partial(grid, "llmrec_pl"), partial(grid, "recbole")
     return [
-        *ours("MF", BUDGET, lr=rates, l2_weight=[1e-4, 1e-2], batch_size=batch),
-        *ours("MF", BUDGET, lr=rates, l2_weight=[0.0], **adam, batch_size=batch),
-        *theirs("BPR", BUDGET, lr=rates, weight_decay=[0.0, 1e-5, 3e-5], batch_size=batch),
+        *ours("MF", BUDGET, lr=rates, l2_weight=[1e-2], batch_size=batch),
+        *ours("MF", BUDGET, lr=rates, **decay, batch_size=batch),
+        *theirs("BPR", BUDGET, lr=rates, weight_decay=[1e-5, 3e-5], batch_size=batch),
         *ours("LightGCN", BUDGET, n_layers=layers, lr=[3e-3], l2_weight=weights, batch_size=batch),
         *theirs(
             "LightGCN",
@@ -48,7 +47,7 @@ def trials() -> list[Trial]:
             n_layers=layers,
             lr=[3e-3],
             reg_weight=weights,
-            require_pow=squared,
+            require_pow=[True],
             batch_size=batch,
         ),
     ]
@@ -101,7 +100,7 @@ def main() -> None:
         if args.quick:
             comparison.run(quick_trials(), args.data, args)
         else:
-            comparison.run(trials(), args.data, args, FINALS)
+            comparison.run(trials(), args.data, args, SEEDS)
 
 
 if __name__ == "__main__":

@@ -27,21 +27,19 @@ N_ITEMS = 17_366
 
 
 def trials() -> list[Trial]:
-    """Return equally many trials for each trained model."""
-    rates, batch, layers = [1e-3, 3e-3], [2048], [3]
+    """Return two trials for each trained model."""
+    rate, batch, layers, weights = [3e-3], [2048], [3], [1e-4, 1e-3]
     ours, theirs = partial(grid, "llmrec_pl"), partial(grid, "recbole")
     return [
-        *ours("MF", BUDGET, lr=rates, l2_weight=[1e-3, 1e-2], batch_size=batch),
-        *ours(
-            "LightGCN", BUDGET, lr=rates, l2_weight=[1e-4, 1e-3], n_layers=layers, batch_size=batch
-        ),
-        *ours("LLMRec", BUDGET, lr=rates, prune_rate=[0.0, 0.71], batch_size=batch),
-        *theirs("BPR", BUDGET, lr=rates, weight_decay=[0.0, 1e-6], batch_size=batch),
+        *ours("MF", BUDGET, lr=rate, l2_weight=[1e-3, 1e-2], batch_size=batch),
+        *ours("LightGCN", BUDGET, lr=rate, l2_weight=weights, n_layers=layers, batch_size=batch),
+        *ours("LLMRec", BUDGET, lr=rate, prune_rate=[0.0, 0.71], batch_size=batch),
+        *theirs("BPR", BUDGET, lr=rate, weight_decay=[1e-6, 1e-5], batch_size=batch),
         *theirs(
             "LightGCN",
             BUDGET,
-            lr=rates,
-            reg_weight=[1e-4, 1e-3],
+            lr=rate,
+            reg_weight=weights,
             n_layers=layers,
             require_pow=[True],
             batch_size=batch,

@@ -7,6 +7,7 @@ their help does not wait for torch.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -36,6 +37,9 @@ _USAGE = "usage: python -m llmrec_pl COMMAND [options]\n"
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command; errors that a user can mend end with one message and status 1."""
+    # Waiting OpenMP threads spin by default: on a shared machine a step of LLMRec took fifty
+    # times the CPU time. Must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = sys.argv[1:] if args is None else list(args)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())

@@ -18,7 +18,7 @@ from rich.console import Console
 from llmrec_pl.checkpoints import AtomicCheckpointIO, ResumeCheckpoint, read_checkpoint
 from llmrec_pl.data.datamodule import RecDataModule
 from llmrec_pl.errors import ConfigError
-from llmrec_pl.evaluation.callback import AllRankingEvaluator, run_directory
+from llmrec_pl.evaluation.callback import AllRankingEvaluator
 from llmrec_pl.evaluation.metrics import metric_names
 from llmrec_pl.evaluation.plots import plot_history
 from llmrec_pl.evaluation.predictions import PredictionWriter
@@ -146,7 +146,7 @@ class RecommenderCLI(LightningCLI):
         self.trainer.validate(self.model, self.datamodule, ckpt_path=best, verbose=False)
         if not self.trainer.is_global_zero:
             return
-        run = run_directory(self.trainer)
+        run = Path(best).parents[1]
         config = run / "config.yaml"
         title = f"{type(self.model).__name__} on {self.datamodule.root.name}"
         self._show("val", f"validation, {title}")
@@ -265,7 +265,7 @@ def _claim_version(folder: Path) -> str:
 
 def _quieten() -> None:
     """Leave out hints that do not apply here, and what this module prints itself."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     for pattern in (
         ".*does not have many workers.*",
