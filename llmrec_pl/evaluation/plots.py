@@ -44,8 +44,8 @@ def plot_history(
         color="#c2410c",
         ha="right" if best > len(history) / 2 else "left",
     )
-    axes.set(xlabel="epoch", ylabel="validation", ylim=(0, None))
+    top = max(float(row[metric]) for row in history for metric in shown)
+    axes.set(xlabel="epoch", ylabel="validation", ylim=(0, 1.2 * top or 1))
     axes.set_title(title, loc="left", fontsize=10)
-    axes.margins(y=0.15)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
