@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmrec_pl.errors import ConfigError, DatasetError
+from llmrec_pl.errors import CheckpointMismatchError, ConfigError, DatasetError
 
 if TYPE_CHECKING:
     import argparse
+
+    from rich.table import Table
 
     from llmrec_pl.data.dataset import InteractionDataset
 
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Rank for the chosen users and print one table each.
+    """Print one table a user.
 
     Raises:
         ConfigError: no user was named.
@@ -50,8 +52,35 @@ def run(args: argparse.Namespace) -> None:
     """
     if not args.user and args.random < 1:
         raise ConfigError("name users with `--user ID`, or give `--random 3` for three of them.")
-    import numpy as np
     from rich.console import Console
+
+    console = Console(width=None if Console().is_terminal else 110)
+    for table in recommendation_tables(
+        args.ckpt_path, args.user, args.random, args.k, args.data_root
+    ):
+        console.print(table)
+
+
+def recommendation_tables(
+    ckpt_path: str,
+    user_ids: list[str],
+    n_random: int = 0,
+    k: int = 10,
+    data_root: str | None = None,
+) -> list[Table]:
+    """Rank for some users and lay out the results.
+
+    Args:
+        ckpt_path: a checkpoint that ``fit`` wrote.
+        user_ids: original ids.
+        n_random: further users, picked by a fixed seed.
+        k: recommendations a user.
+        data_root: where the data set lies now, if it was moved.
+
+    Returns:
+        One table a user: the recommendations beside the user's history.
+    """
+    import numpy as np
 
     from llmrec_pl.checkpoints import read_checkpoint
     from llmrec_pl.data.datamodule import RecDataModule
@@ -59,19 +88,20 @@ def run(args: argparse.Namespace) -> None:
     from llmrec_pl.evaluation.tables import recommendations_table
     from llmrec_pl.models.base import CHECKPOINT_KEY, Recommender
 
-    arguments = dict(read_checkpoint(args.ckpt_path)[CHECKPOINT_KEY]["data_arguments"])
-    if args.data_root:
-        arguments["root"] = args.data_root
+    record = read_checkpoint(ckpt_path).get(CHECKPOINT_KEY)
+    if record is None:
+        raise CheckpointMismatchError(f"{ckpt_path!r} was not written by llmrec_pl.")
+    arguments = record["data_arguments"] | ({"root": data_root} if data_root else {})
     data = RecDataModule(**arguments)
     dataset = data.dataset
-    users = _find_users(dataset, args.user, args.random)
-    model = Recommender.from_checkpoint(args.ckpt_path, dataset, data.features)
+    users = _find_users(dataset, user_ids, n_random)
+    model = Recommender.from_checkpoint(ckpt_path, dataset, data.features)
     user, item = (x.detach() for x in model.encode())
     seen = (dataset.train + dataset.val).tocsr()
     seen.sort_indices()
-    ids, scores = top_k(user[users], item, args.k, sparse_rows(seen, np.asarray(users)))
+    ids, scores = top_k(user[users], item, k, sparse_rows(seen, np.asarray(users)))
     titles, about = dataset.titles(), _about(dataset)
-    console = Console(width=None if Console().is_terminal else 110)
+    tables = []
     for row, dense in enumerate(users):
         liked = [(str(dataset.item_ids[i]), titles[i]) for i in _history(dataset, dense)]
         found = [
@@ -79,8 +109,9 @@ def run(args: argparse.Namespace) -> None:
             for i, score in zip(ids[row].tolist(), scores[row].tolist(), strict=True)
             if i >= 0
         ]
-        table = recommendations_table(str(dataset.user_ids[dense]), liked, found, about(dense))
-        console.print(table)
+        name = str(dataset.user_ids[dense])
+        tables.append(recommendations_table(name, liked, found, about(dense)))
+    return tables
 
 
 def _find_users(dataset: InteractionDataset, wanted: list[str], n_random: int) -> list[int]:

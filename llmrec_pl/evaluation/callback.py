@@ -246,6 +246,7 @@ class AllRankingEvaluator(L.Callback):
         per_user = detail.pop("per_user")
         record = {
             "stage": self.stage,
+            "model": type(pl_module).__name__,
             "profile": self.profile_name,
             "ks": self.ks,
             "metrics": result,

@@ -110,7 +110,7 @@ def recommendations_table(
         recommended: (original item id, title, score) in rank order.
         about: a word on the user, such as age and occupation.
     """
-    table = Table(title=escape(f"user {user_id}{about}"), title_justify="left")
+    table = Table(title=escape(f"user {user_id}{about}"), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("liked so far", style="dim", overflow="fold", ratio=2)
     table.add_column("rank", justify="right", style="bold")
     table.add_column("recommended", overflow="fold", ratio=2)
