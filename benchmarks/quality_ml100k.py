@@ -30,17 +30,18 @@ SEEDS = (2026, 1, 2)
 def trials() -> list[Trial]:
     """Return as many trials for a model here as for its counterpart.
 
-    RecBole's BPR has no L2 term, so Adam's weight decay takes its place. `require_pow` makes
+    RecBole's BPR has no L2 term, so both sides use the weight decay of Adam. `require_pow` makes
     the term of its LightGCN half the squared norm over the batch size, as it is here.
     """
-    rates, batch, layers, weights = [1e-3, 3e-3], [2048], [2], [1e-4, 1e-3]
-    decay = {"l2_weight": [0.0], "optimizer": ["Adam"], "weight_decay": [1e-5]}
+    rates, decay, layers, weights = [1e-3, 3e-3], [1e-5, 3e-5], [2], [1e-4, 1e-3]
+    batch = {"batch_size": [2048]}
     ours, theirs = partial(grid, "llmrec_pl"), partial(grid, "recbole")
     return [
-        *ours("MF", BUDGET, lr=rates, l2_weight=[1e-2], batch_size=batch),
-        *ours("MF", BUDGET, lr=rates, **decay, batch_size=batch),
-        *theirs("BPR", BUDGET, lr=rates, weight_decay=[1e-5, 3e-5], batch_size=batch),
-        *ours("LightGCN", BUDGET, n_layers=layers, lr=[3e-3], l2_weight=weights, batch_size=batch),
+        *ours(
+            "MF", BUDGET, lr=rates, weight_decay=decay, optimizer=["Adam"], l2_weight=[0.0], **batch
+        ),
+        *theirs("BPR", BUDGET, lr=rates, weight_decay=decay, **batch),
+        *ours("LightGCN", BUDGET, n_layers=layers, lr=[3e-3], l2_weight=weights, **batch),
         *theirs(
             "LightGCN",
             BUDGET,
@@ -48,7 +49,7 @@ def trials() -> list[Trial]:
             lr=[3e-3],
             reg_weight=weights,
             require_pow=[True],
-            batch_size=batch,
+            **batch,
         ),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
 from llmrec_pl.errors import CheckpointMismatchError, LLMRecError
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
+CHECKPOINT_KEY = "llmrec_pl"
+"""The entry of a checkpoint that names model, data set and batch plan."""
 _STEPS_BETWEEN_VOTES = 8
 """Steps after which several processes compare whether one of them wants a checkpoint."""
 
@@ -26,11 +31,21 @@ class CheckpointWriteError(LLMRecError, OSError):
     """A checkpoint could not be written; the one before it is untouched."""
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:  # noqa: ANN401
+def read_checkpoint(
+    path: str | Path,
+    map_location: Any = "cpu",  # noqa: ANN401
+    mmap: bool = False,
+) -> dict[str, Any]:
     """Load a checkpoint that may hold nothing but tensors and plain data.
 
+    Args:
+        path: a file that ``fit`` wrote.
+        map_location: where tensors go.
+        mmap: leave tensors on disk until they are used.
+
     Raises:
-        CheckpointMismatchError: the file is missing, damaged, or holds other objects.
+        CheckpointMismatchError: the file is missing, damaged, holds other objects, or was not
+            written by this package.
     """
     if not Path(path).is_file():
         raise CheckpointMismatchError(
@@ -38,14 +53,63 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             "`<run>/checkpoints/`."
         )
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location, weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(path, map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises many kinds for damaged files
         first = str(error).splitlines()[0]
         raise CheckpointMismatchError(
             f"cannot read checkpoint {str(path)!r}: {first}. It is damaged or no checkpoint; "
             "resume from another one in its folder."
         ) from error
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        raise CheckpointMismatchError(
+            f"{str(path)!r} was not written by llmrec_pl: it names no model and no data set."
+        )
     return checkpoint
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the selected epoch, also across a resume into another run folder.
+
+    Lightning forgets the best score when the folder changes, and would then call a later, worse
+    epoch the best. Here the best checkpoint so far is copied into the new folder.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remember whether this is training: only that goes on from an earlier state."""
+        self._fitting = stage == "fit"
+        super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over score and file of the best epoch so far."""
+        if not self._fitting:
+            return
+        state = dict(state_dict)
+        if state.get("dirpath") != self.dirpath and self.dirpath:
+            moved = {path: self._take_over(path) for path in state["best_k_models"]}
+            state["dirpath"] = self.dirpath
+            state["best_k_models"] = {moved[p]: v for p, v in state["best_k_models"].items()}
+            for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state[key] = moved.get(state[key], "")
+        super().load_state_dict(state)
+
+    def _take_over(self, path: str) -> str:
+        target = Path(str(self.dirpath)) / Path(path).name
+        if not Path(path).is_file() and not target.is_file():
+            raise CheckpointMismatchError(
+                f"the best checkpoint so far, {path!r}, is gone, so the best epoch could not be "
+                "kept on resume; put it back beside the checkpoint you resume from, or train anew."
+            )
+        self._copy(path, target)
+        return str(target)
+
+    @staticmethod
+    @rank_zero_only
+    def _copy(path: str, target: Path) -> None:
+        if Path(path).is_file() and Path(path).resolve() != target.resolve():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            shutil.copyfile(path, temporary)
+            temporary.replace(target)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -136,7 +200,7 @@ class ResumeCheckpoint(L.Callback):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        """Write if it is time to, and stop if a signal came.
+        """Write if it is time to, and stop if a signal came to any process.
 
         Raises:
             KeyboardInterrupt: after a signal, once the checkpoint is written.
@@ -144,36 +208,41 @@ class ResumeCheckpoint(L.Callback):
         started = trainer.fit_loop.epoch_loop.batch_progress.total.ready
         counted = self.every_n_steps > 0 and started % self.every_n_steps == 0
         timed = self.every_minutes > 0 and time.monotonic() - self._last >= 60 * self.every_minutes
-        stop = self._stop is not None or self._stopping
+        stop = self._stop is not None
         if trainer.world_size > 1:
             # All ranks take part in a write, so they must agree; asking costs a collective.
             ask = started % _STEPS_BETWEEN_VOTES == 0
             stop = ask and trainer.strategy.reduce_boolean_decision(stop, all=False)
             timed = ask and trainer.strategy.reduce_boolean_decision(timed, all=False)
-        self._stopping = stop
-        self._due = self._due or counted or timed or stop
-        if not self._due or started % int(trainer.num_training_batches) == 0:
-            return
-        path = self._write(trainer)
-        if stop:
-            if trainer.is_global_zero:
-                print(f"\nstopped; resume with `--ckpt_path {path}`", flush=True)
-            raise KeyboardInterrupt
+        self._stopping = self._stopping or stop
+        self._due = self._due or counted or timed or self._stopping
+        step = started % int(trainer.num_training_batches)
+        # Gradients that wait for the next optimizer step are in no checkpoint.
+        if self._due and step and step % trainer.accumulate_grad_batches == 0:
+            self._write(trainer)
+            self._stop_if_asked(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write, after the epoch's validation."""
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write(trainer)
+        self._stop_if_asked(trainer)
 
-    def _write(self, trainer: L.Trainer) -> Path:
-        path = self.path(trainer)
-        trainer.save_checkpoint(path)
+    def _write(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path(trainer))
         self._due, self._last = False, time.monotonic()
-        return path
+
+    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+        if not self._stopping:
+            return
+        path = self.path(trainer)  # on every process: the folder is broadcast
+        if trainer.is_global_zero:
+            print(f"\nstopped; resume with `--ckpt_path {path}`", flush=True)
+        raise KeyboardInterrupt
 
     @staticmethod
     def path(trainer: L.Trainer) -> Path:
-        """Return where the checkpoint of this run lies."""
+        """Return where the checkpoint of this run lies; ask on every process."""
         return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

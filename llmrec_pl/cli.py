@@ -1,7 +1,7 @@
 """The command line: Lightning's subcommands and a table of plain commands.
 
-The only file that knows jsonargparse. Plain commands are imported when they are called, so that
-their help does not wait for torch.
+Plain commands are imported when they are called, so that their help does not wait for torch;
+LightningCLI lives in ``training``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ COMMANDS = {
     "recommend": "show recommendations with titles for single users",
 }
 TRAINER_COMMANDS = {
-    "demo": "the main job from end to end, on ML-100K",
     "fit": "train a model and validate it",
     "validate": "rank all items for the users of the validation split",
     "test": "open the sealed test split once",
@@ -61,6 +60,12 @@ def main(args: Sequence[str] | None = None) -> None:
     except LLMRecError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
+    except OSError as error:
+        sys.stderr.write(f"error: {error}; check the path, its permissions and the free space.\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped.\n")
+        sys.exit(130)
 
 
 def run_plain(name: str, arguments: list[str]) -> None:

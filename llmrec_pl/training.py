@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
-from llmrec_pl.checkpoints import AtomicCheckpointIO, ResumeCheckpoint, read_checkpoint
+from llmrec_pl.checkpoints import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    ResumeCheckpoint,
+    read_checkpoint,
+)
 from llmrec_pl.data.datamodule import RecDataModule
-from llmrec_pl.errors import ConfigError
-from llmrec_pl.evaluation.callback import AllRankingEvaluator
+from llmrec_pl.errors import ConfigError, LLMRecError
+from llmrec_pl.evaluation.callback import AllRankingEvaluator, run_directory
 from llmrec_pl.evaluation.metrics import metric_names
 from llmrec_pl.evaluation.plots import plot_history
 from llmrec_pl.evaluation.predictions import PredictionWriter
@@ -35,7 +40,8 @@ TRAINER_DEFAULTS = {
     "max_epochs": 100,
     "enable_model_summary": False,
 }
-SPECIAL_CHECKPOINTS = ("best", "last", "hpc", "registry")
+SPECIAL_CHECKPOINTS = ("best", "last", "registry")
+"""Words that Lightning resolves only in the process that trained."""
 # Tables need some width where the output goes to a file.
 console = Console(width=None if Console().is_terminal else 120)
 
@@ -57,7 +63,7 @@ class RecommenderCLI(LightningCLI):
         As items of ``trainer.callbacks`` an overlay would replace them silently.
         """
         parser.add_lightning_class_args(AllRankingEvaluator, "evaluation")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(ResumeCheckpoint, "resume")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -79,19 +85,21 @@ class RecommenderCLI(LightningCLI):
         """Parse, and look at the checkpoint before anything is built."""
         super().parse_arguments(parser, args)
         path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and path not in SPECIAL_CHECKPOINTS:
-            read_checkpoint(path)
-        if not path and self.config.subcommand != "fit":
+        if path == "hpc":
+            return
+        if path in SPECIAL_CHECKPOINTS or (not path and self.config.subcommand != "fit"):
             raise ConfigError(
-                f"`{self.config.subcommand}` needs `--ckpt_path`, the checkpoint of a trained "
-                "model; `fit` prints it at its end."
+                f"`{self.config.subcommand}` needs `--ckpt_path` with the path of a checkpoint "
+                f"file (got {path!r}); `fit` prints it at its end, under `<run>/checkpoints/`."
             )
+        if path:
+            read_checkpoint(path, mmap=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
         """Add atomic checkpoints, a progress display, and loggers in a folder of the run's own."""
-        config = self._get(self.config_init, "trainer")
+        config = self.config_init[self.subcommand]["trainer"]
         kwargs["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
-        monitor = self._get(self.config, "checkpoint").monitor
+        monitor = self.config[self.subcommand].checkpoint.monitor
         callbacks = _as_list(config.get("callbacks"))
         if config.get("enable_progress_bar") is not False and not config.get("fast_dev_run"):
             bar = training_progress(monitor)
@@ -111,31 +119,44 @@ class RecommenderCLI(LightningCLI):
         return [logger, CSVLogger(root, name=name, version=version)]
 
     def before_fit(self) -> None:
-        """Say what is about to be trained on what.
-
-        Raises:
-            ConfigError: a monitored metric is not among those that are computed.
-        """
-        evaluator = self._get(self.config_init, "evaluation")
-        known = [f"val/{name}" for name in metric_names(evaluator.ks)]
-        for key in ("checkpoint", "early_stopping"):
-            monitor = self._get(self.config, key).monitor
-            if monitor not in known and not monitor.startswith("train/"):
-                raise ConfigError(
-                    f"`{key}.monitor` is {monitor!r}, which is not computed; give "
-                    f"`evaluation.ks` that K or monitor one of {known}."
-                )
-        self.datamodule.setup("fit")
+        """Check what can be checked, and say what is about to be trained on what."""
+        try:
+            self._check_before_fit()
+        except LLMRecError:
+            # Nothing was trained: leave no empty run behind.
+            for logger in self.trainer.loggers[:1]:
+                folder = Path(str(logger.log_dir))
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+            raise
         trainer = self.trainer
         lines = {
             "model": type(self.model).__name__,
-            **self.datamodule.summary(),
+            **self.datamodule.summary(trainer.world_size),
             "runs on": f"{trainer.num_devices} x {trainer.strategy.root_device.type}, "
             f"precision {trainer.precision}",
             "run folder": trainer.log_dir,
         }
         if trainer.is_global_zero:
             _print_pairs(lines)
+
+    def _check_before_fit(self) -> None:
+        """Refuse settings and data that would fail later.
+
+        Raises:
+            ConfigError: a monitored metric is not computed, or K exceeds the catalogue.
+        """
+        evaluator = self.config_init[self.subcommand]["evaluation"]
+        known = [f"val/{name}" for name in metric_names(evaluator.ks)]
+        for key in ("checkpoint", "early_stopping"):
+            monitor = self.config[self.subcommand][key].monitor
+            if monitor not in known and not monitor.startswith("train/"):
+                raise ConfigError(
+                    f"`{key}.monitor` is {monitor!r}, which is not computed; give "
+                    f"`evaluation.ks` that K or monitor one of {known}."
+                )
+        self.datamodule.setup("fit")
+        evaluator.check_catalogue(self.datamodule.dataset.n_items)
 
     def after_fit(self) -> None:
         """Evaluate the selected checkpoint in full, and say where everything lies."""
@@ -144,16 +165,17 @@ class RecommenderCLI(LightningCLI):
         if not best or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.trainer.validate(self.model, self.datamodule, ckpt_path=best, verbose=False)
+        run = run_directory(self.trainer)
         if not self.trainer.is_global_zero:
             return
-        run = Path(best).parents[1]
         config = run / "config.yaml"
         title = f"{type(self.model).__name__} on {self.datamodule.root.name}"
         self._show("val", f"validation, {title}")
-        evaluator = self._get(self.config_init, "evaluation")
-        monitor = self._get(self.config, "checkpoint").monitor
-        if evaluator.history and monitor.startswith("val/"):
-            plot_history(evaluator.history, monitor, run / "metrics" / "curve.png", title)
+        evaluator = self.config_init[self.subcommand]["evaluation"]
+        selection = self.config[self.subcommand].checkpoint
+        if evaluator.history and selection.monitor.startswith("val/"):
+            picture = run / "metrics" / "curve.png"
+            plot_history(evaluator.history, selection.monitor, selection.mode, picture, title)
         _print_pairs({"checkpoint": best, "config": config, "metrics": run / "metrics"})
         command = f"python -m llmrec_pl test --config {config} --ckpt_path {best}"
         console.print(f"test it once with\n  {command}", soft_wrap=True, highlight=False)
@@ -182,12 +204,12 @@ class RecommenderCLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Say where the lists lie."""
-        writer = self._get(self.config_init, "predictions")
+        writer = self.config_init[self.subcommand]["predictions"]
         if self.trainer.is_global_zero:
             console.print(f"  lists and candidate pools: {writer.folder}", soft_wrap=True)
 
     def _show(self, stage: str, title: str) -> None:
-        record = self._get(self.config_init, "evaluation").results[stage]
+        record = self.config_init[self.subcommand]["evaluation"].results[stage]
         console.print(metrics_table(record, title))
         console.print(groups_table(record, f"{stage} by group"))
 
@@ -273,7 +295,6 @@ def _quieten() -> None:
         ".*The `compute` method of metric .* was called before the `update`.*",
         ".*isinstance\\(treespec, LeafSpec\\).*",
         ".*LightningCLI's args parameter.*",
-        ".*The dirpath has changed.*",
         ".*The number of training batches.*",
         ".*Experiment logs directory.*",
     ):

@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--source", metavar="PATH", help="ML-100K as a folder or zip")
     parser.add_argument("--config", default=str(CONFIG), help="what to train (configs/demo.yaml)")
-    parser.add_argument("--out", default="data", metavar="DIR", help="where data go (data)")
+    parser.add_argument(
+        "--out", default="data/demo", metavar="DIR", help="folder of the demo's own data"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -50,13 +52,15 @@ def run(args: argparse.Namespace) -> None:
     # Lightning's command line reads sys.argv too and warns where it differs.
     sys.argv = sys.argv[:1]
     fit = ["fit", "--config", args.config, "--data.root", str(root)]
-    best = Path(training.run(fit).trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    trainer = training.run(fit).trainer
+    best = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    run_folder = Path(trainer.log_dir or ".")
     console.rule("4/5 the sealed test split, opened once")
-    config = best.parents[1] / "config.yaml"
+    config = run_folder / "config.yaml"
     main(["test", "--config", str(config), "--ckpt_path", str(best)])
     console.rule("5/5 recommendations for three users")
     main(["recommend", "--ckpt_path", str(best), "--random", "3"])
-    console.print(f"all of it lies in {best.parents[1]}", highlight=False, soft_wrap=True)
+    console.print(f"all of it lies in {run_folder}", highlight=False, soft_wrap=True)
 
 
 def _prepare(args: argparse.Namespace, console: Console) -> Path:

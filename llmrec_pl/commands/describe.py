@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmrec_pl.errors import DatasetError
+from llmrec_pl.evaluation.groups import gini
 
 if TYPE_CHECKING:
     import argparse
@@ -111,18 +112,6 @@ def _print_degrees(dataset: InteractionDataset, console: Console) -> None:
         cells = [f"{int(v):,}" for v in quantiles]
         table.add_row(side, *cells, f"{values.mean():.1f}", f"{gini(values):.2f}")
     console.print(table)
-
-
-def gini(values: NDArray[np.int64]) -> float:
-    """Return the Gini coefficient: 0 if all are equal, near 1 if one has everything."""
-    import numpy as np
-
-    if not values.sum():
-        return 0.0
-    ordered = np.sort(values).astype(np.float64)
-    ranks = np.arange(1, len(ordered) + 1)
-    n = len(ordered)
-    return float(2 * (ranks * ordered).sum() / (n * ordered.sum()) - (n + 1) / n)
 
 
 def _print_features(dataset: InteractionDataset, console: Console) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmrec_pl.errors import CheckpointMismatchError, ConfigError, DatasetError
+from llmrec_pl.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     import argparse
@@ -82,24 +82,21 @@ def recommendation_tables(
     """
     import numpy as np
 
-    from llmrec_pl.checkpoints import read_checkpoint
+    from llmrec_pl.checkpoints import CHECKPOINT_KEY, read_checkpoint
     from llmrec_pl.data.datamodule import RecDataModule
     from llmrec_pl.evaluation.ranking import sparse_rows, top_k
     from llmrec_pl.evaluation.tables import recommendations_table
-    from llmrec_pl.models.base import CHECKPOINT_KEY, Recommender
+    from llmrec_pl.models.base import Recommender
 
-    record = read_checkpoint(ckpt_path).get(CHECKPOINT_KEY)
-    if record is None:
-        raise CheckpointMismatchError(f"{ckpt_path!r} was not written by llmrec_pl.")
+    record = read_checkpoint(ckpt_path, mmap=True)[CHECKPOINT_KEY]
     arguments = record["data_arguments"] | ({"root": data_root} if data_root else {})
     data = RecDataModule(**arguments)
     dataset = data.dataset
     users = _find_users(dataset, user_ids, n_random)
     model = Recommender.from_checkpoint(ckpt_path, dataset, data.features)
     user, item = (x.detach() for x in model.encode())
-    seen = (dataset.train + dataset.val).tocsr()
-    seen.sort_indices()
-    ids, scores = top_k(user[users], item, k, sparse_rows(seen, np.asarray(users)))
+    seen = sparse_rows(dataset.known_items(), np.asarray(users))
+    ids, scores = top_k(user[users], item, k, seen)
     titles, about = dataset.titles(), _about(dataset)
     tables = []
     for row, dense in enumerate(users):

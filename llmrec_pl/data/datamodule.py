@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from llmrec_pl.data.augmentation import Augmentation, load_augmentation
 from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.data.features import FeatureStore
-from llmrec_pl.data.triplets import Sampling, TripletSampler
+from llmrec_pl.data.provenance import check_same_data, data_record
+from llmrec_pl.data.triplets import Sampling, TripletSampler, batches_an_epoch
 from llmrec_pl.errors import CheckpointMismatchError, ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -291,20 +292,28 @@ class RecDataModule(L.LightningDataModule):
             "model": used.manifest.get("model") if used else None,
             "llm_parts": list(self.llm_parts) if used else [],
             "llm_edge_rate": self.effective_llm_edge_rate,
+            "dropped_edges": dict(used.dropped) if used else {},
         }
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, world_size: int = 1) -> dict[str, Any]:
         """Return what a person should know of the data in use, as plain values."""
         dataset = self.dataset
         llm = "none (w3 = 0)"
         if self.augmentation is not None:
             llm = f"{self.augmentation.path} (w3 = {self.effective_llm_edge_rate})"
+            if self.augmentation.dropped:
+                counts = ", ".join(f"{n:,} {why}" for why, n in self.augmentation.dropped.items())
+                llm += f"; invalid edges dropped: {counts}"
+        batches = f"{self.sampling} sampling, {self.batch_size} triplets"
+        padding = self.make_sampler(world_size).n_padding
+        batches += f"; {padding} repeated to fill the last batch" if padding else ""
         return {
             "data set": f"{dataset.name} ({dataset.fingerprint[:12]})",
             "users x items": f"{dataset.n_users:,} x {dataset.n_items:,}",
             "train / val": f"{dataset.train.nnz:,} / {dataset.val.nnz:,}",
             "features": ", ".join(f"{f.name} {f.dim}-d" for f in self.features.values()) or "none",
             "augmentation": llm,
+            "batches": batches,
         }
 
     # What a checkpoint says of the data.
@@ -312,9 +321,7 @@ class RecDataModule(L.LightningDataModule):
     def checkpoint_record(self, trainer: L.Trainer) -> dict[str, Any]:
         """Return the plain values that `check_record` compares."""
         return {
-            "dataset": self.dataset.name,
-            "fingerprint": self.dataset.fingerprint,
-            "features": {name: [f.dim, f.sha256] for name, f in self.features.items()},
+            **data_record(self.dataset, self.features),
             "augmentation": self.augmentation.content_id if self.augmentation else None,
             "data_arguments": self.arguments,
             "plan": self._plan(trainer),
@@ -326,11 +333,13 @@ class RecDataModule(L.LightningDataModule):
             "`data.sampling`": self.sampling,
             "`data.llm_edge_rate` in effect": self.effective_llm_edge_rate,
             "`data.llm_parts`": sorted(self.llm_parts),
-            "`data.llm_edges_in_graph`": self.llm_edges_in_graph,
             "`seed_everything`": self.seed,
             "number of processes": trainer.world_size,
             "`trainer.limit_train_batches`": trainer.limit_train_batches,
-            "batches an epoch": self.make_sampler(trainer.world_size).n_batches,
+            "`trainer.accumulate_grad_batches`": trainer.accumulate_grad_batches,
+            "batches an epoch": batches_an_epoch(
+                self.dataset.train.nnz, self.batch_size, trainer.world_size
+            ),
         }
 
     def check_record(self, record: Mapping[str, Any], trainer: L.Trainer) -> None:
@@ -339,20 +348,14 @@ class RecDataModule(L.LightningDataModule):
         Raises:
             CheckpointMismatchError: naming what the checkpoint has and what is given.
         """
-        if record["fingerprint"] != self.dataset.fingerprint:
-            raise CheckpointMismatchError(
-                f"the checkpoint was trained on data set {record['dataset']!r} with fingerprint "
-                f"{record['fingerprint']}, but {str(self.root)!r} is {self.dataset.name!r} with "
-                f"fingerprint {self.dataset.fingerprint}; give `--data.root` the data it was "
-                "trained on, or train anew."
-            )
+        check_same_data(record, self.dataset, self.features)
         found = self.checkpoint_record(trainer)
-        for key in ("features", "augmentation"):
-            if record[key] != found[key]:
-                raise CheckpointMismatchError(
-                    f"the checkpoint was trained with {key} {record[key]}, the data now have "
-                    f"{found[key]}; make them again as they were, or train anew."
-                )
+        if record["augmentation"] != found["augmentation"]:
+            raise CheckpointMismatchError(
+                f"the checkpoint was trained with augmentation {record['augmentation']}, now it is "
+                f"{found['augmentation']}; give `--data.augmentation` the one it was trained with, "
+                "or train anew."
+            )
         if trainer.state.fn != TrainerFn.FITTING:
             return
         for key, value in record["plan"].items():

@@ -153,6 +153,12 @@ class InteractionDataset:
             )
         return self.splits["test"]
 
+    def known_items(self) -> sp.csr_array:
+        """Return train and validation interactions together, with sorted indices."""
+        known = sp.csr_array(self.train + self.val)
+        known.sort_indices()
+        return known
+
     def graph_edges(self) -> NDArray[np.int64]:
         """Return the edges for message passing: train, and ``extra_edges`` where given.
 

@@ -79,14 +79,14 @@ def cache_folder() -> Path:
 
 
 def fetch_movielens(
-    name: str, report: Callable[[str], None], *, server: str = GROUPLENS
+    name: str, report: Callable[[str], None], *, server: str | None = None
 ) -> tuple[str, Path]:
     """Fetch a MovieLens data set into the cache, or find it there.
 
     Args:
         name: a key of ``MOVIELENS``.
         report: called with one sentence for each thing tried and taken.
-        server: the address of the folder with the archives.
+        server: the address of the folder with the archives; `GROUPLENS` by default.
 
     Returns:
         The format to read it with ("movielens" or "recbole"), and the path.
@@ -101,7 +101,7 @@ def fetch_movielens(
         report(f"taken from the cache: {copy} (out of the wheel {RECBOLE})")
         return "recbole", copy
     tried = []
-    url = f"{server}/{archive.file}"
+    url = f"{server or GROUPLENS}/{archive.file}"
     try:
         if not _is_intact(target, archive.md5):
             download(url, target, archive.md5)
@@ -268,6 +268,12 @@ def fetch_recbole_copy(cache: Path, *, timeout: float = 180.0) -> Path:
         "download",
         "--no-deps",
         "--quiet",
+        "--disable-pip-version-check",
+        # An index that does not answer is given up, as any address.
+        "--timeout",
+        str(round(ANSWER_TIMEOUT)),
+        "--retries",
+        "0",
         "--dest",
         str(wheels),
     ]

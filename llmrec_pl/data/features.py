@@ -7,6 +7,7 @@ Files are ``features/<side>_<name>.npy`` and, where rows repeat or are missing,
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -37,7 +38,7 @@ class Feature:
         values: distinct rows ``[n_distinct, dim]``, float16 or float32, possibly memory-mapped.
         index: ``[n_rows]`` row of `values` for each user or item, -1 where unknown; None if
             `values` has one row each.
-        sha256: hash of the stored files, empty if made in memory.
+        sha256: hash over the hashes of the stored files, empty if made in memory.
         info: how the feature was made (encoder, columns).
     """
 
@@ -168,7 +169,9 @@ def _open(root: Path, name: str, entry: Mapping[str, Any], *, verify: bool) -> F
             "`python -m llmrec_pl features --overwrite`."
         ) from error
     info = entry.get("info", {})
-    return Feature(name, entry["side"], entry["group"], values, index, entry["sha256"][0], info)
+    # The index counts too: equal rows given to other users are another feature.
+    identity = hashlib.sha256("".join(entry["sha256"]).encode()).hexdigest()
+    return Feature(name, entry["side"], entry["group"], values, index, identity, info)
 
 
 def check_feature(feature: Feature, n_rows: int, where: object) -> None:
@@ -242,7 +245,8 @@ def deduplicate(
 def write_feature(root: Path, feature: Feature) -> None:
     """Write a feature into a canonical folder and record it in ``dataset.json``.
 
-    Each file is written beside its place and renamed, so a crash leaves the old state.
+    Each file is written beside its place and renamed. A crash between two renames is noticed on
+    the next load, whose message says how to make the feature again.
 
     Raises:
         DatasetError: the feature does not fit the data set.

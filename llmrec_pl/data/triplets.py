@@ -31,6 +31,11 @@ def keyed_generator(seed: int, stream: int, *key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream, *key])))
 
 
+def batches_an_epoch(n_train: int, batch_size: int, world_size: int) -> int:
+    """Return ceil(n_train / (batch_size * world_size))."""
+    return -(-n_train // (batch_size * world_size))
+
+
 @dataclasses.dataclass(frozen=True)
 class TripletBatch:
     """Training triplets of one step on one rank.
@@ -130,7 +135,7 @@ class TripletSampler:
     @property
     def n_batches(self) -> int:
         """Steps an epoch: ceil(n_train / (B * world_size))."""
-        return -(-self.n_train // (self.batch_size * self.world_size))
+        return batches_an_epoch(self.n_train, self.batch_size, self.world_size)
 
     @property
     def n_padding(self) -> int:

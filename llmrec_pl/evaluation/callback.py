@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import numpy as np
-import scipy.sparse as sp
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -109,7 +108,14 @@ class AllRankingEvaluator(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check K against the catalogue before anything is trained."""
-        n_items = datamodule_dataset(trainer).n_items
+        self.check_catalogue(datamodule_dataset(trainer).n_items)
+
+    def check_catalogue(self, n_items: int) -> None:
+        """Refuse lists longer than the catalogue.
+
+        Raises:
+            ConfigError: a K is larger than `n_items`.
+        """
         if max(self.ks) > n_items:
             raise ConfigError(
                 f"`evaluation.ks` has K = {max(self.ks)} but the catalogue has {n_items} items; "
@@ -122,8 +128,7 @@ class AllRankingEvaluator(L.Callback):
         self.relevant = dataset.val if stage == "val" else dataset.test
         self.seen = dataset.train
         if stage == "test" and self.profile.mask_val_at_test:
-            self.seen = sp.csr_array(dataset.train + dataset.val)
-            self.seen.sort_indices()
+            self.seen = dataset.known_items()
         self.detailed = trainer.state.fn != TrainerFn.FITTING
         degree = np.diff(dataset.train.indptr)
         popularity = np.bincount(dataset.train.indices, minlength=dataset.n_items)
@@ -224,6 +229,14 @@ class AllRankingEvaluator(L.Callback):
 
     # Results.
 
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the metrics of each epoch, so that a resumed run has the whole curve."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the metrics of earlier epochs over."""
+        self.history = list(state_dict["history"])
+
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compute on every process, log, and write the detailed record."""
         self._finish(trainer, pl_module)
@@ -285,11 +298,11 @@ def datamodule_dataset(trainer: L.Trainer) -> InteractionDataset:
 
 
 def run_directory(trainer: L.Trainer) -> Path:
-    """Return the run's folder: that of the checkpoint in use, else that of the logger.
+    """Return the run's folder: that of the logger, else that of the checkpoint in use.
 
     Call it on every process: the logger's folder is broadcast.
     """
-    if trainer.ckpt_path and trainer.state.fn != TrainerFn.FITTING:
+    if trainer.ckpt_path and not trainer.loggers:
         folder = Path(trainer.ckpt_path).resolve().parent
         return folder.parent if folder.name == "checkpoints" else folder
     return Path(trainer.log_dir or trainer.default_root_dir)

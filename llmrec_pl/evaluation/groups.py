@@ -1,4 +1,4 @@
-"""Groups of items and users by popularity, for the same metrics on each."""
+"""Popularity: groups of items for the same metrics on each, and how unequal counts are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ from numpy.typing import NDArray
 
 ITEM_GROUPS = ("cold", "tail", "mid", "head")
 """Codes 0..3 of `item_groups`."""
+
+
+def gini(counts: NDArray[np.int64]) -> float:
+    """Return the Gini coefficient: 0 if all are equal, near 1 if one has everything.
+
+    Args:
+        counts: non-negative numbers, ``[n]``.
+    """
+    total = counts.sum()
+    if not total:
+        return 0.0
+    n, ordered = len(counts), np.sort(counts).astype(np.float64)
+    return float(((2 * np.arange(1, n + 1) - n - 1) * ordered).sum() / (n * total))
 
 
 def item_groups(popularity: NDArray[np.int64]) -> NDArray[np.int8]:

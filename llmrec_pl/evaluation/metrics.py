@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from llmrec_pl.evaluation.groups import gini
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -249,10 +251,8 @@ class ExposureMetrics(Metric):
         """Return the three measures at each K."""
         result = {}
         for k, row in zip(self.ks, self.exposure.cpu().double(), strict=True):
-            total, n = row.sum().clamp(min=1.0), len(row)
-            ordered = row.sort().values
-            rank = torch.arange(1, n + 1, dtype=torch.float64)
+            total = row.sum().clamp(min=1.0)
             result[f"coverage@{k}"] = float((row > 0).double().mean())
             result[f"popularity@{k}"] = float((row * self.popularity).sum() / total)
-            result[f"gini@{k}"] = float(((2 * rank - n - 1) * ordered).sum() / (n * total))
+            result[f"gini@{k}"] = gini(row.numpy())
         return result

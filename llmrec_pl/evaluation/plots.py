@@ -10,13 +10,14 @@ if TYPE_CHECKING:
 
 
 def plot_history(
-    history: Sequence[Mapping[str, Any]], monitor: str, path: Path, title: str
+    history: Sequence[Mapping[str, Any]], monitor: str, mode: str, path: Path, title: str
 ) -> None:
     """Draw the validation metric over epochs, with the selected epoch marked.
 
     Args:
         history: one mapping an epoch, with ``epoch`` and metric names such as ``recall@20``.
         monitor: the metric that selects, with or without ``val/``.
+        mode: "max" or "min", which end of the metric is selected.
         path: PNG file to write.
         title: heading of the picture.
     """
@@ -25,7 +26,8 @@ def plot_history(
     name = monitor.removeprefix("val/")
     shown = [name] if name.startswith("ndcg") else [name, name.replace(name.split("@")[0], "ndcg")]
     epochs = [row["epoch"] + 1 for row in history]
-    best = max(range(len(history)), key=lambda i: float(history[i][name]))
+    select = max if mode == "max" else min
+    best = select(range(len(history)), key=lambda i: float(history[i][name]))
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     for metric, color in zip(shown, ("#1f5fa8", "#8a8f98"), strict=False):

@@ -69,8 +69,7 @@ class PredictionWriter(L.Callback):
                 f"`predictions.k` and `predictions.n_candidates` ({self.k}, {self.n_candidates}) "
                 f"must not exceed the {self.dataset.n_items} items."
             )
-        self.seen = (self.dataset.train + self.dataset.val).tocsr()
-        self.seen.sort_indices()
+        self.seen = self.dataset.known_items()
         # Kept predictions would hold a copy of the item matrix for every batch.
         trainer.predict_loop.return_predictions = False
         self._lists: list[Lists] = []

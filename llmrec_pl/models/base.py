@@ -15,17 +15,20 @@ from typing import Any, NamedTuple, Self
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llmrec_pl import __version__, losses
+from llmrec_pl.checkpoints import CHECKPOINT_KEY, read_checkpoint
 from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.data.features import FeatureStore
+from llmrec_pl.data.provenance import check_same_data
 from llmrec_pl.errors import CheckpointMismatchError, ConfigError
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 SchedulerCallable = Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler]
-CHECKPOINT_KEY = "llmrec_pl"
 _DROPOUT_STREAM = 4  # streams 1 to 3 belong to the sampler
 
 
@@ -227,18 +230,29 @@ class Recommender(L.LightningModule):
         Raises:
             CheckpointMismatchError: data set, features, model or batch plan differ.
         """
-        record = checkpoint.get(CHECKPOINT_KEY)
-        if record is None:
-            raise CheckpointMismatchError(
-                "the checkpoint was not written by llmrec_pl; it names no model and no data set."
-            )
+        record = checkpoint[CHECKPOINT_KEY]
         found = f"{type(self).__module__}.{type(self).__qualname__}"
         if record["model_class"] != found:
             raise CheckpointMismatchError(
                 f"the checkpoint holds a {record['model_class']}, the config asks for {found}; "
                 "use the config.yaml that lies with the checkpoint's run."
             )
+        self._check_arguments(record["init_arguments"])
         self.trainer.datamodule.check_record(record, self.trainer)  # type: ignore[attr-defined]
+
+    def _check_arguments(self, trained: Mapping[str, Any]) -> None:
+        """Hold the model's arguments against those of the checkpoint."""
+        own = self.init_arguments()
+        other = {n: (v, own.get(n)) for n, v in trained.items() if own.get(n) != v}
+        if not other:
+            return
+        text = ", ".join(f"{n} = {was!r} (now {now!r})" for n, (was, now) in other.items())
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            raise CheckpointMismatchError(
+                f"the checkpoint was trained with {text}; evaluate it with the config.yaml of its "
+                "run."
+            )
+        rank_zero_warn(f"training goes on with other arguments than before: {text}")
 
     @classmethod
     def from_checkpoint(
@@ -254,15 +268,9 @@ class Recommender(L.LightningModule):
         Raises:
             CheckpointMismatchError: the file is no checkpoint of a `cls`, or of other data.
         """
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        record = checkpoint.get(CHECKPOINT_KEY)
-        if record is None:
-            raise CheckpointMismatchError(f"{str(path)!r} was not written by llmrec_pl.")
-        if record["fingerprint"] != dataset.fingerprint:
-            raise CheckpointMismatchError(
-                f"{str(path)!r} was trained on data {record['fingerprint'][:12]}…, got "
-                f"{dataset.fingerprint[:12]}…."
-            )
+        checkpoint = read_checkpoint(path)
+        record = checkpoint[CHECKPOINT_KEY]
+        check_same_data(record, dataset, features)
         module, _, name = record["model_class"].rpartition(".")
         model_class = getattr(import_module(module), name, None)
         if not (inspect.isclass(model_class) and issubclass(model_class, cls)):

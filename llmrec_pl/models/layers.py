@@ -48,6 +48,14 @@ class FeatureTable(nn.Module):
         """Return one raw row a node, ``[n_rows, dim]``, zeros where unknown."""
         return self.expand(self.values)
 
+    def visible(self, masked: Tensor) -> Tensor | None:
+        """Return 1 for known or masked nodes, else 0, ``[n_rows, 1]``; None if all are known."""
+        if self.index is None:
+            return None
+        shown = self.index >= 0
+        shown[masked] = True
+        return shown.unsqueeze(1).to(self.values.dtype)
+
     def known(self, nodes: Tensor) -> Tensor:
         """Return those of some nodes ``[m]`` whose feature is known."""
         return nodes if self.index is None else nodes[self.index[nodes] >= 0]

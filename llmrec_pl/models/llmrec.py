@@ -155,7 +155,8 @@ class LLMRec(Recommender):
         self.graph = BipartiteGraph(
             dataset.graph_edges(), dataset.n_users, dataset.n_items, self.graph_norm
         )
-        used = [f for f in features.values() if self._is_used(f)]
+        has_attributes = bool(features.group("attribute"))
+        used = [f for f in features.values() if self._is_used(f, has_attributes)]
         self.side = {f.name: f.side for f in used}
         self.groups: dict[Group, list[str]] = {
             group: [f.name for f in used if f.group == group] for group in get_args(Group)
@@ -169,12 +170,12 @@ class LLMRec(Recommender):
         for feature in used:
             self._add_projection(feature)
 
-    def _is_used(self, feature: Feature) -> bool:
+    def _is_used(self, feature: Feature, has_attributes: bool) -> bool:
         # What nothing reads is not built: unused parameters abort distributed training.
         by_loss = {
             "modality": self.modality_bpr_weight + self.feature_l2_weight,
             "attribute": self.attribute_bpr_weight,
-            "profile": 0.0,
+            "profile": self.attribute_bpr_weight if has_attributes else 0.0,
         }
         return self.feature_weight[feature.group] + by_loss[feature.group] > 0
 
@@ -246,7 +247,9 @@ class LLMRec(Recommender):
             return rows, rows
         if self.mask_space == "raw":
             raw = table.dense()
-            return self.dropout(project(self.mask[key](raw, nodes))), raw
+            visible = table.visible(nodes)
+            rows = project(self.mask[key](raw, nodes))
+            return self.dropout(rows if visible is None else rows * visible), raw
         rows = self.dropout(table.expand(project(table.values)))
         return self.mask[key](rows, nodes), rows
 

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import yaml
+from safetensors.numpy import save_file
 
 from llmrec_pl.cli import main
+from llmrec_pl.data.augmentation import content_id_of, load_augmentation
 from llmrec_pl.data.dataset import (
     InteractionDataset,
     content_fingerprint,
@@ -186,7 +189,8 @@ def test_k_larger_than_the_catalogue(data, fit, fail, tmp_path):
     error = fail(*fit(data, "--evaluation.ks", "[20,100000]"))
     assert "100000" in error
     assert "--evaluation.ks" in error
-    assert not list((tmp_path / "runs").rglob("*.ckpt"))
+    assert not [p for p in (tmp_path / "runs").rglob("*") if p.is_file()]
+    assert not list((tmp_path / "runs").rglob("version_*"))
 
 
 def test_monitor_that_is_not_computed(data, fit, fail):
@@ -200,6 +204,58 @@ def test_missing_checkpoint(data, fit, fail, tmp_path):
     arguments = fit(data)
     arguments[0] = "test"
     assert "--ckpt_path" in fail(*arguments)
+
+
+def test_a_checkpoint_of_another_program(data, fit, fail, tmp_path):
+    path = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {}}, path)
+    assert "not written by llmrec_pl" in fail(*fit(data, "--ckpt_path", path))
+    assert "not written by llmrec_pl" in fail("recommend", "--ckpt_path", path, "--random", "1")
+    assert "path of a checkpoint" in fail(*fit(data, "--ckpt_path", "best"))
+
+
+def test_evaluating_with_another_model_than_was_trained(data, fit, fail, tmp_path):
+    main(fit(data, "--config", CONFIGS / "models/lightgcn.yaml"))
+    checkpoint = next((tmp_path / "runs").rglob("best.ckpt"))
+    config = checkpoint.parents[1] / "config.yaml"
+    common = ("--config", config, "--ckpt_path", checkpoint)
+    error = fail("validate", *common, "--model.init_args.n_layers", "0")
+    assert "n_layers" in error
+    main(
+        [
+            "features",
+            str(data),
+            "--text",
+            "genres",
+            "--encoder",
+            "tfidf",
+            "--dim",
+            "8",
+            "--overwrite",
+        ]
+    )
+    assert "features" in fail("test", *common)
+    assert "features" in fail("recommend", "--ckpt_path", checkpoint, "--random", "1")
+
+
+def test_a_folder_that_cannot_be_made(fail):
+    assert "/proc" in fail("prepare", "simulated", "--out", "/proc/none/data")
+
+
+def test_dropped_llm_edges_are_counted_on_the_screen(small_data, data, fit, capsys):
+    dataset = InteractionDataset.load(small_data)
+    given = load_augmentation(small_data.parent / "augmentation", dataset)
+    edges = given.edges.copy()
+    edges[2, :7] = dataset.n_items + 1
+    folder = data.parent / "damaged"
+    shutil.copytree(given.path, folder, dirs_exist_ok=True)
+    save_file({"user": edges[0], "pos": edges[1], "neg": edges[2]}, folder / "pairs.safetensors")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["pairs.safetensors"] = sha256_file(folder / "pairs.safetensors")
+    manifest["content_id"] = content_id_of(manifest["files"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    main(fit(data, "--data.augmentation", folder, "--data.invalid", "drop"))
+    assert "invalid edges dropped: 7" in capsys.readouterr().out
 
 
 def test_augmentation_of_other_data(small_data, data, fit, fail):

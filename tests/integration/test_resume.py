@@ -1,6 +1,7 @@
 """Stopping anywhere and going on gives the same weights, bit for bit."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,21 @@ class SaveEverywhere(L.Callback):
             trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
 
 
+class KeepLast(L.Callback):
+    """Copies ``last.ckpt`` each time `ResumeCheckpoint` writes it within an epoch."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.seen = None
+
+    def on_train_batch_start(self, trainer, *args):
+        path = Path(trainer.log_dir) / "checkpoints" / "last.ckpt"
+        if path.is_file() and path.stat().st_mtime_ns != self.seen:
+            self.seen = path.stat().st_mtime_ns
+            started = trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
+            shutil.copy(path, self.folder / f"started{started}.ckpt")
+
+
 def fit(arguments, root, *more):
     """Run in this process and return the trained CLI."""
     return llmrec_pl.training.run(
@@ -40,6 +56,12 @@ def fit(arguments, root, *more):
 def final_state(folder):
     """Parameters and optimizer state of the last epoch of the only run in a folder."""
     checkpoint = read_checkpoint(next(Path(folder).rglob("last.ckpt")))
+    return checkpoint["state_dict"], checkpoint["optimizer_states"][0]
+
+
+def best_state(folder):
+    """Parameters and optimizer state of the selected epoch."""
+    checkpoint = read_checkpoint(next(Path(folder).rglob("best.ckpt")))
     return checkpoint["state_dict"], checkpoint["optimizer_states"][0]
 
 
@@ -84,8 +106,8 @@ def test_resume_in_the_middle_of_an_epoch(whole_run, llmrec_arguments, tmp_path,
     )
     assert_equal(final_state(tmp_path), expected)
     resumed = history(cli)
-    assert resumed == epochs[-len(resumed) :]
-    assert len(resumed) == (3 if step[place] < n else 2)
+    assert resumed == epochs
+    assert_equal(best_state(tmp_path), best_state(folder))
 
 
 def test_resume_at_an_epoch_end(whole_run, llmrec_arguments, tmp_path):
@@ -130,7 +152,6 @@ def test_kill_9_in_the_middle_of_an_epoch(llmrec_arguments, tmp_path, command, w
         *(*llmrec_arguments, *common, "--ckpt_path", start),
         *("--trainer.default_root_dir", tmp_path / "resumed"),
     )
-    assert not list(killed.rglob("*.tmp")) or path.is_file()
     assert_equal(final_state(tmp_path / "resumed"), final_state(whole))
 
 
@@ -191,7 +212,7 @@ def test_other_data_are_refused_naming_both(whole_run, llmrec_arguments, tmp_pat
     [
         (("--data.batch_size", 256), "batch"),
         (("--seed_everything", 5), "seed_everything"),
-        (("--data.sampling", "user"), "sampling"),
+        (("--data.sampling", "edge"), "sampling"),
         (("--trainer.limit_train_batches", 2), "limit_train_batches"),
     ],
     ids=str,
@@ -201,6 +222,36 @@ def test_another_batch_plan_is_refused_by_name(
 ):
     with pytest.raises(CheckpointMismatchError, match=named):
         fit(llmrec_arguments, tmp_path, *change, "--ckpt_path", whole_run[0] / "step1.ckpt")
+
+
+def test_the_best_epoch_before_a_stop_stays_the_best(llmrec_arguments, tmp_path):
+    # Selecting the lowest value makes an early epoch the "best" of a model that learns.
+    lowest = ("--checkpoint.mode", "min", "--trainer.max_epochs")
+    fit(llmrec_arguments, tmp_path / "whole", *lowest, 4)
+    fit(llmrec_arguments, tmp_path / "half", *lowest, 2)
+    path = next((tmp_path / "half").rglob("last.ckpt"))
+    cli = fit(llmrec_arguments, tmp_path / "resumed", *lowest, 4, "--ckpt_path", path)
+    recall = [epoch["recall@20"] for epoch in history(cli)]
+    assert recall.index(min(recall)) < 2, "the test needs a model that learns"
+    assert_equal(best_state(tmp_path / "resumed"), best_state(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_accumulated_gradients_are_not_lost(llmrec_arguments, tmp_path, step):
+    more = ("--trainer.accumulate_grad_batches", 2, "--trainer.limit_train_batches", 6)
+    every = ("--resume.every_n_steps", 1, "--trainer.max_epochs", 1)
+    saved = (
+        "--trainer.callbacks+",
+        f"{{class_path: {SaveEverywhere.__module__}.KeepLast, init_args: {{folder: {tmp_path}}}}}",
+    )
+    fit(llmrec_arguments, tmp_path / "a", *more, *every, *saved)
+    assert sorted(p.name for p in tmp_path.glob("started*.ckpt")) == [
+        "started2.ckpt",
+        "started4.ckpt",
+    ], "only where the optimizer has stepped"
+    path = tmp_path / f"started{step}.ckpt"
+    fit(llmrec_arguments, tmp_path / "b", *more, *every, "--ckpt_path", path)
+    assert_equal(final_state(tmp_path / "b"), final_state(tmp_path / "a"))
 
 
 def test_limited_epochs_resume_too(llmrec_arguments, tmp_path):
@@ -235,7 +286,7 @@ FULL_DISK = """
 import resource, sys, torch
 from llmrec_pl.checkpoints import AtomicCheckpointIO
 io = AtomicCheckpointIO()
-io.save_checkpoint({"x": torch.zeros(10)}, sys.argv[1])
+io.save_checkpoint({"x": torch.zeros(10), "llmrec_pl": {}}, sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     io.save_checkpoint({"x": torch.zeros(1_000_000)}, sys.argv[1])

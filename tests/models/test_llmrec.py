@@ -72,8 +72,10 @@ class Reference:
         if self.o.get("mask_space") == "raw" and len(masked):
             token = self.p.get(f"mask.{key}.token")
             token = raw.mean(0) if token is None else token
+            seen = known.clone()
+            seen[masked] = True
             raw = torch.stack([token if n in masked else raw[n] for n in range(len(raw))])
-            rows = raw @ weight.T + bias
+            rows = (raw @ weight.T + bias) * seen[:, None]
         else:
             rows = (raw @ weight.T + bias) * known[:, None]
             target = rows

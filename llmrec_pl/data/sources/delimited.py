@@ -86,7 +86,7 @@ def parse_delimited(
     if not data.strip():
         raise DatasetError(f"{where!r} is empty; fetch or export it again.")
     try:
-        return pl.read_csv(
+        frame = pl.read_csv(
             data,
             separator=separator,
             has_header=columns is None,
@@ -100,6 +100,12 @@ def parse_delimited(
             f"cannot read {where!r} as text separated by {separator!r}: "
             f"{str(error).splitlines()[0]}. Is it another format?"
         ) from error
+    # polars fills lines with too few fields; outside quotes every separator counts.
+    if b'"' not in data or not quoted:
+        n_lines = frame.height + (columns is None)
+        if data.count(separator.encode()) != n_lines * (frame.width - 1):
+            _raise_ragged(data, where, separator, columns)
+    return frame
 
 
 def _raise_ragged(data: bytes, where: str, separator: str, columns: Sequence[str] | None) -> None:

@@ -194,10 +194,12 @@ def _join_attributes(
         header = ["id", "title", "genres"]
     width = len(header)
     table: dict[str, list[str | None]] = {}
-    known = 0
+    skipped = repeated = 0
     for row in rows:
         if not row[0].strip().isdigit() or len(row) < 2:
+            skipped += 1
             continue
+        repeated += str(int(row[0])) in table
         # a title with commas that was not quoted takes up further fields
         fields = [*row[1 : width - 1], ",".join(row[width - 1 :])] if len(row) > width else row[1:]
         table[str(int(row[0]))] = [f.strip() or None for f in fields] + [None] * (
@@ -208,6 +210,11 @@ def _join_attributes(
     for place, name in enumerate(header[1:]):
         column = [table.get(i, [None] * width)[place] for i in items["item_id"]]
         columns[f"{prefix}{name}"] = pl.Series(column, dtype=pl.String)
+    if skipped or repeated:
+        notes.append(
+            f"`item_attribute.csv`: {skipped} rows without a numeric id were left out, {repeated} "
+            "repeat an id and replaced the row before"
+        )
     known = sum(i in table for i in items["item_id"])
     notes.append(
         f"`item_attribute.csv` has {len(rows)} rows, {known} of them with ids of the "
