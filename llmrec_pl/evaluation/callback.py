@@ -103,11 +103,13 @@ class AllRankingEvaluator(L.Callback):
         self.results: dict[str, dict[str, Any]] = {}
         self.history: list[dict[str, float]] = []
         self.test_openings = 0
+        self._fitting = False
 
     # Set-up.
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check K against the catalogue before anything is trained."""
+        self._fitting = stage == "fit"
         self.check_catalogue(datamodule_dataset(trainer).n_items)
 
     def check_catalogue(self, n_items: int) -> None:
@@ -234,8 +236,9 @@ class AllRankingEvaluator(L.Callback):
         return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the metrics of earlier epochs over."""
-        self.history = list(state_dict["history"])
+        """Take the metrics of earlier epochs over, where training goes on from them."""
+        if self._fitting:
+            self.history = list(state_dict["history"])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compute on every process, log, and write the detailed record."""
