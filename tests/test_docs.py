@@ -1,15 +1,21 @@
 """What README and docs say can be typed and run."""
 
 import importlib.util
+import inspect
 import re
 import shlex
 import sys
 from pathlib import Path
 
+import lightning as L
 import pytest
 import yaml
 
+from llmrec_pl.checkpoints import BestCheckpoint, ResumeCheckpoint
 from llmrec_pl.cli import COMMANDS, TRAINER_COMMANDS
+from llmrec_pl.data.datamodule import RecDataModule
+from llmrec_pl.evaluation.callback import AllRankingEvaluator
+from llmrec_pl.evaluation.predictions import PredictionWriter
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -23,14 +29,42 @@ def commands():
             yield pytest.param(found.strip(), text, id=f"{page.name}: {found.strip()[:50]}")
 
 
+SECTIONS = {
+    "data": RecDataModule,
+    "trainer": L.Trainer,
+    "evaluation": AllRankingEvaluator,
+    "checkpoint": BestCheckpoint,
+    "resume": ResumeCheckpoint,
+    "predictions": PredictionWriter,
+}
+
+
+def assert_option(name):
+    """A plain option, or one of a section whose class has that argument."""
+    section, _, argument = name.partition(".")
+    if section in SECTIONS:
+        assert argument in inspect.signature(SECTIONS[section].__init__).parameters, name
+    else:
+        assert section in {"config", "ckpt_path", "model", "seed_everything", "early_stopping"}
+
+
+OPTION = re.compile(r"`--([a-z]+\.[a-z_.]+)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_options_named_in_the_text_exist(page):
+    for name in OPTION.findall(page.read_text(encoding="utf-8")):
+        assert_option(name)
+
+
 @pytest.mark.parametrize(("line", "page"), commands())
 def test_commands_in_the_docs_exist_with_their_options(line, page, capsys):
     words = shlex.split(line.split("  ")[0].split(" #")[0])
     assert words[0] in COMMANDS | TRAINER_COMMANDS
     if words[0] in TRAINER_COMMANDS:
-        known = {"--config", "--ckpt_path", "--data", "--model", "--trainer", "--evaluation"}
-        flags = {w.split(".")[0].split("=")[0] for w in words if w.startswith("--")}
-        assert flags <= known | {"--checkpoint", "--early_stopping", "--predictions", "--resume"}
+        for word in words:
+            if word.startswith("--"):
+                assert_option(word[2:].split("=")[0])
         configs = [w for w in words if w.startswith("configs/")]
         assert all((ROOT / c).is_file() or f"# {c}" in page for c in configs)
         return
