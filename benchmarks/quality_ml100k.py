@@ -4,7 +4,7 @@ Rating >= 4 is a positive; 80/10/10 of each user's history at random. Makes the 
 environment of RecBole's own where they are missing. A run that was stopped goes on.
 
     python -m benchmarks.quality_ml100k
-    python -m benchmarks.quality_ml100k --quick --data data/simulated --out /tmp/quick.json
+    python -m benchmarks.quality_ml100k --quick --data data/simulated --out quick.json
 """
 
 from __future__ import annotations

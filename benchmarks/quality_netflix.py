@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # CPU seconds of one thread are comparable
 
@@ -28,8 +29,9 @@ N_ITEMS = 17_366
 
 def trials() -> list[Trial]:
     """Return two trials for each trained model: two learning rates at one regularisation."""
-    shared = {"lr": [3e-3, 1e-2], "batch_size": [2048]}
-    layers, decay = {"n_layers": [3]}, {"weight_decay": [1e-5]}
+    shared: dict[str, list[Any]] = {"lr": [3e-3, 1e-2], "batch_size": [2048]}
+    layers: dict[str, list[Any]] = {"n_layers": [3]}
+    decay: dict[str, list[Any]] = {"weight_decay": [1e-5]}
     ours, theirs = partial(grid, "llmrec_pl"), partial(grid, "recbole")
     return [
         *ours("MF", BUDGET, **shared, **decay, optimizer=["Adam"], l2_weight=[0.0]),

@@ -94,7 +94,8 @@ class _Best:
 
     def __init__(self, trainer: Any) -> None:  # noqa: ANN401
         self.trainer = trainer
-        self.score, self.epoch, self.weights = -np.inf, 0, {}
+        self.score, self.epoch = -np.inf, 0
+        self.weights: dict[str, Any] = {}
 
     def __call__(self, epoch: int, score: float) -> None:
         if score > self.score:

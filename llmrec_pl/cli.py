@@ -63,9 +63,24 @@ def main(args: Sequence[str] | None = None) -> None:
     except OSError as error:
         sys.stderr.write(f"error: {error}; check the path, its permissions and the free space.\n")
         sys.exit(1)
+    except (ValueError, TypeError) as error:
+        # jsonargparse wraps what a constructor raised in its own words.
+        cause = _user_error(error)
+        if cause is None:
+            raise
+        sys.stderr.write(f"error: {cause}\n")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("stopped.\n")
         sys.exit(130)
+
+
+def _user_error(error: BaseException) -> LLMRecError | None:
+    """Find the error with a remedy among the causes of another."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, LLMRecError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
 
 
 def run_plain(name: str, arguments: list[str]) -> None:

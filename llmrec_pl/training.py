@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
 from llmrec_pl.checkpoints import (
+    CHECKPOINT_KEY,
     AtomicCheckpointIO,
     BestCheckpoint,
     ResumeCheckpoint,
@@ -51,6 +52,9 @@ class _SaveFitConfig(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
+            # Kept, it would make a later `test` without one take the checkpoint resumed from.
+            self.config = self.config.clone()
+            self.config["ckpt_path"] = None
             super().setup(trainer, pl_module, stage)
 
 
@@ -85,6 +89,7 @@ class RecommenderCLI(LightningCLI):
         """Parse, and look at the checkpoint before anything is built."""
         super().parse_arguments(parser, args)
         path = self.config[self.config.subcommand].get("ckpt_path")
+        self._trained_features: list[str] | None = None
         if path == "hpc":
             return
         if path in SPECIAL_CHECKPOINTS or (not path and self.config.subcommand != "fit"):
@@ -93,7 +98,12 @@ class RecommenderCLI(LightningCLI):
                 f"file (got {path!r}); `fit` prints it at its end, under `<run>/checkpoints/`."
             )
         if path:
-            read_checkpoint(path, mmap=True)
+            record = read_checkpoint(path, mmap=True)[CHECKPOINT_KEY]
+            self._trained_features = list(record["features"])
+
+    def after_instantiate_classes(self) -> None:
+        """Leave out features that were added after a checkpoint was trained."""
+        self.datamodule.features_in_use = self._trained_features
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
         """Add atomic checkpoints, a progress display, and loggers in a folder of the run's own."""
@@ -137,6 +147,8 @@ class RecommenderCLI(LightningCLI):
             f"precision {trainer.precision}",
             "run folder": trainer.log_dir,
         }
+        resumed = self.config[self.subcommand].get("ckpt_path")
+        lines |= {"resumed from": resumed} if resumed else {}
         if trainer.is_global_zero:
             _print_pairs(lines)
 
@@ -170,7 +182,7 @@ class RecommenderCLI(LightningCLI):
             return
         config = run / "config.yaml"
         title = f"{type(self.model).__name__} on {self.datamodule.root.name}"
-        self._show("val", f"validation, {title}")
+        self._show("val", "validation")
         evaluator = self.config_init[self.subcommand]["evaluation"]
         selection = self.config[self.subcommand].checkpoint
         if evaluator.history and selection.monitor.startswith("val/"):
@@ -196,11 +208,13 @@ class RecommenderCLI(LightningCLI):
         """Print the tables."""
         if self.trainer.is_global_zero:
             self._show("val", "validation")
+            _print_pairs({"checkpoint": self.trainer.ckpt_path})
 
     def after_test(self) -> None:
         """Print the tables."""
         if self.trainer.is_global_zero:
             self._show("test", "test")
+            _print_pairs({"checkpoint": self.trainer.ckpt_path})
 
     def after_predict(self) -> None:
         """Say where the lists lie."""
@@ -210,8 +224,9 @@ class RecommenderCLI(LightningCLI):
 
     def _show(self, stage: str, title: str) -> None:
         record = self.config_init[self.subcommand]["evaluation"].results[stage]
-        console.print(metrics_table(record, title))
-        console.print(groups_table(record, f"{stage} by group"))
+        what = f"{type(self.model).__name__} on {self.datamodule.root.name}"
+        console.print(metrics_table(record, f"{title}, {what}"))
+        console.print(groups_table(record, f"{title} by group"))
 
 
 def run(args: Sequence[str]) -> RecommenderCLI:

@@ -99,9 +99,10 @@ def test_the_model_of_the_tutorial_works(tmp_path, monkeypatch):
     import test_models as contract
 
     assert config["class_path"] == "llmrec_pl.models.text_mf.TextMF"
+    monkeypatch.setattr(contract, "config_of", lambda model_class: config)
     dataset = contract.taste_groups()
-    arguments = {k: v for k, v in config["init_args"].items() if k != "optimizer"}
-    model = module.TextMF(**arguments)
-    model.build_seeded(dataset, contract.features_of(dataset), seed=1)
-    losses = contract.train(model, dataset, steps=40)
-    assert losses[-1] < losses[0]
+    data = (dataset, contract.features_of(dataset))
+    contract.test_its_config_restates_every_hyper_parameter(module.TextMF)
+    contract.test_loss_falls_and_every_parameter_learns(module.TextMF, data)
+    contract.test_renumbering_users_and_items_renumbers_scores(module.TextMF, data)
+    contract.test_checkerboard_every_held_out_item_ranks_first(module.TextMF, data)

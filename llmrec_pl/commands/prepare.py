@@ -229,6 +229,11 @@ def _read(args: argparse.Namespace, note: Callable[[str], None]) -> RawDataset:
             kind, path = fetch_movielens(kind, note)
         else:
             kind = detect(path)
+            if kind not in ("movielens", "recbole"):
+                raise DatasetError(
+                    f"{str(path)!r} is no MovieLens data set, it looks like `{kind}`; use "
+                    f"`python -m llmrec_pl prepare {kind} --source {path}`."
+                )
         raw = read(kind, path)
         if raw.name.startswith("ml-") and raw.name != args.dataset:
             note(f"the files in {str(path)!r} look like {raw.name}, not {args.dataset}")

@@ -175,6 +175,8 @@ class RecDataModule(L.LightningDataModule):
         self._dataset: InteractionDataset | None = None
         self._features: FeatureStore | None = None
         self.augmentation: Augmentation | None = None
+        self.features_in_use: list[str] | None = None
+        """Names to keep, such as those a checkpoint was trained with; None keeps all."""
 
     @property
     def dataset(self) -> InteractionDataset:
@@ -223,6 +225,8 @@ class RecDataModule(L.LightningDataModule):
             features = features.merged(wanted)
         if self.exclude_features:
             features = features.without(self.exclude_features)
+        if self.features_in_use is not None:
+            features = features.only(self.features_in_use)
         if self.llm_edges_in_graph and self.llm_edges is not None:
             dataset = dataclasses.replace(dataset, extra_edges=self.llm_edges[:2])
         self._dataset, self._features = dataset, features
@@ -305,13 +309,14 @@ class RecDataModule(L.LightningDataModule):
                 counts = ", ".join(f"{n:,} {why}" for why, n in self.augmentation.dropped.items())
                 llm += f"; invalid edges dropped: {counts}"
         batches = f"{self.sampling} sampling, {self.batch_size} triplets"
+        features = ", ".join(f"{f.name} {f.dim}-d" for f in self.features.values())
         padding = self.make_sampler(world_size).n_padding
         batches += f"; {padding} repeated to fill the last batch" if padding else ""
         return {
             "data set": f"{dataset.name} ({dataset.fingerprint[:12]})",
             "users x items": f"{dataset.n_users:,} x {dataset.n_items:,}",
             "train / val": f"{dataset.train.nnz:,} / {dataset.val.nnz:,}",
-            "features": ", ".join(f"{f.name} {f.dim}-d" for f in self.features.values()) or "none",
+            "features": features or "none; `python -m llmrec_pl features` makes some",
             "augmentation": llm,
             "batches": batches,
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -117,6 +117,10 @@ class FeatureStore(Mapping[str, Feature]):
                 )
             merged[feature.name] = feature
         return FeatureStore(merged)
+
+    def only(self, names: Iterable[str]) -> FeatureStore:
+        """Return a store with those of the named features that exist."""
+        return FeatureStore({n: self._features[n] for n in names if n in self._features})
 
     def without(self, names: list[str]) -> FeatureStore:
         """Return a store without the named features.

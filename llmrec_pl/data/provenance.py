@@ -28,6 +28,8 @@ def check_same_data(
 ) -> None:
     """Refuse data other than those a checkpoint was trained on.
 
+    Features that were added since are no harm: a caller leaves them out by the record's names.
+
     Args:
         record: what `data_record` gave when the checkpoint was written.
         dataset: the data set at hand.
@@ -44,10 +46,15 @@ def check_same_data(
             f"{record['fingerprint']}, but {dataset.name!r}{where} has fingerprint "
             f"{found['fingerprint']}; give `--data.root` the data it was trained on, or train anew."
         )
-    for key in ("features", "llm_edges_in_graph"):
-        if record[key] != found[key]:
-            raise CheckpointMismatchError(
-                f"the checkpoint was trained with {key} {record[key]}, the data now have "
-                f"{found[key]}; make them again as they were, use the config.yaml of its run, or "
-                "train anew."
-            )
+    other = [n for n, v in record["features"].items() if found["features"].get(n) != v]
+    if other:
+        raise CheckpointMismatchError(
+            f"the checkpoint was trained with features {other} that the data no longer have, or "
+            "have in another form; make them again as they were, or train anew."
+        )
+    if record["llm_edges_in_graph"] != found["llm_edges_in_graph"]:
+        raise CheckpointMismatchError(
+            "the checkpoint was trained with `data.llm_edges_in_graph` = "
+            f"{record['llm_edges_in_graph']}, now it is {found['llm_edges_in_graph']}; use the "
+            "config.yaml of its run."
+        )

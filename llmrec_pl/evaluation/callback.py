@@ -270,6 +270,7 @@ class AllRankingEvaluator(L.Callback):
             "exposure": detail.pop("exposure"),
             "groups": detail,
             "data": {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
+            "features": list(trainer.datamodule.features),  # type: ignore[attr-defined]
             "augmentation": trainer.datamodule.augmentation_record(),  # type: ignore[attr-defined]
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
         }

@@ -22,6 +22,7 @@ def plot_history(
         title: heading of the picture.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     name = monitor.removeprefix("val/")
     shown = [name] if name.startswith("ndcg") else [name, name.replace(name.split("@")[0], "ndcg")]
@@ -32,7 +33,7 @@ def plot_history(
     axes = figure.subplots()
     for metric, color in zip(shown, ("#1f5fa8", "#8a8f98"), strict=False):
         values = [float(row[metric]) for row in history]
-        axes.plot(epochs, values, color=color, lw=1.8)
+        axes.plot(epochs, values, color=color, lw=1.8, marker="o" if len(epochs) == 1 else None)
         axes.annotate(
             metric, (epochs[-1], values[-1]), (6, 0), textcoords="offset points", color=color
         )
@@ -41,7 +42,7 @@ def plot_history(
     axes.annotate(
         f"selected: epoch {epochs[best]}, {value:.4f}",
         (epochs[best], value),
-        (0, 8),
+        (0, 10),
         textcoords="offset points",
         color="#c2410c",
         ha="right" if best > len(history) / 2 else "left",
@@ -49,5 +50,6 @@ def plot_history(
     top = max(float(row[metric]) for row in history for metric in shown)
     axes.set(xlabel="epoch", ylabel="validation", ylim=(0, 1.2 * top or 1))
     axes.set_title(title, loc="left", fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

@@ -36,6 +36,8 @@ def metrics_table(record: Mapping[str, Any], title: str) -> Table:
         f"{record['users_without_held_out_items']:,} without held-out items; "
         f"all items ranked, profile {record['profile']}"
     )
+    names = record.get("features") or []
+    caption += f"; features at hand: {escape(', '.join(names) or 'none')}"
     augmentation = record.get("augmentation") or {}
     if augmentation.get("path"):
         caption += (

@@ -270,6 +270,7 @@ class Recommender(L.LightningModule):
         """
         checkpoint = read_checkpoint(path)
         record = checkpoint[CHECKPOINT_KEY]
+        features = features.only(record["features"])
         check_same_data(record, dataset, features)
         module, _, name = record["model_class"].rpartition(".")
         model_class = getattr(import_module(module), name, None)
