@@ -52,7 +52,7 @@ def test_validate_and_test_repeat_the_runs_own_numbers(run, capsys):
     assert (first["test_openings"], second["test_openings"]) == (1, 2)
     shown = capsys.readouterr().out
     assert f"{first['metrics']['recall@20']:.4f}" in shown
-    assert "opened 2 time(s)" in shown
+    assert "opened 2 time(s)" in " ".join(shown.split())
 
 
 def test_recommend_shows_titles_and_nothing_known(run, small_data, capsys):
@@ -95,6 +95,28 @@ def test_recommend_from_moved_data(run, small_data, tmp_path, capsys):
     assert "recommended" in capsys.readouterr().out
 
 
+def test_features_made_later_do_no_harm(run, small_data, tmp_path, capsys):
+    grown = shutil.copytree(small_data, tmp_path / "grown")
+    main(["features", str(grown), "--text", "genres", "--name", "later", "--encoder", "tfidf"])
+    checkpoint = str(run / "checkpoints/best.ckpt")
+    own = json.loads((run / "metrics/val.json").read_text())["metrics"]
+    common = ["--config", str(run / "config.yaml"), "--ckpt_path", checkpoint]
+    main(["validate", *common, "--data.root", str(grown)])
+    assert json.loads((run / "metrics/val.json").read_text())["metrics"] == own
+    main(["recommend", "--ckpt_path", checkpoint, "--random", "1", "--data-root", str(grown)])
+    assert "recommended" in capsys.readouterr().out
+
+
+def test_the_config_of_a_resumed_run_names_no_checkpoint(llmrec_arguments, run, tmp_path):
+    last = ["--ckpt_path", str(run / "checkpoints/last.ckpt"), "--trainer.max_epochs", "3"]
+    llmrec_pl.training.run([*llmrec_arguments, *last, "--trainer.default_root_dir", str(tmp_path)])
+    config = next(tmp_path.rglob("config.yaml"))
+    assert yaml.safe_load(config.read_text())["ckpt_path"] is None
+    with pytest.raises(SystemExit) as stop:
+        main(["test", "--config", str(config)])
+    assert stop.value.code == 1
+
+
 def test_the_demo_goes_on_with_simulated_films_when_nothing_can_be_fetched(
     tmp_path, monkeypatch, capsys
 ):
@@ -110,5 +132,5 @@ def test_the_demo_goes_on_with_simulated_films_when_nothing_can_be_fetched(
     main(["demo", "--config", "short.yaml"])
     shown = capsys.readouterr().out
     assert "simulated" in shown
-    assert "opened 1 time(s)" in shown
+    assert "opened 1 time(s)" in " ".join(shown.split())
     assert shown.count("liked so far") == 3
