@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -237,7 +238,7 @@ def run(args: Sequence[str]) -> RecommenderCLI:
     """
     _quieten()
     check_configs_exist(args)
-    return RecommenderCLI(
+    cli = RecommenderCLI(
         Recommender,
         RecDataModule,
         subclass_mode_model=True,
@@ -250,6 +251,10 @@ def run(args: Sequence[str]) -> RecommenderCLI:
         parser_kwargs={"prog": "python -m llmrec_pl"},
         args=list(args),
     )
+    # Its threads must not outlive the interpreter, which would abort the process at its exit.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return cli
 
 
 def check_configs_exist(args: Sequence[str]) -> None:

@@ -103,14 +103,26 @@ class PredictionWriter(L.Callback):
         gathered = [_gather(self._lists), _gather(self._pools)]
         # Asked on every process: the logger's folder is broadcast from the first.
         folder = Path(self.out) if self.out else run_directory(trainer) / "predictions"
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._write(folder, gathered[0], gathered[1], trainer, pl_module)
+        # No process may leave while the first still writes: it would tear the group down.
+        trainer.strategy.barrier()
+        self.folder = folder
+
+    def _write(
+        self,
+        folder: Path,
+        rows: list[Lists],
+        pools: list[Lists],
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        lists = self._frame(gathered[0])
+        lists = self._frame(rows)
         lists.write_parquet(folder / "top_k.parquet")
         lists.write_csv(folder / "top_k.csv")
         if self.n_candidates:
-            self._frame(gathered[1]).write_parquet(folder / "candidates.parquet")
+            self._frame(pools).write_parquet(folder / "candidates.parquet")
         record = {
             "model": type(pl_module).__name__,
             "model_fingerprint": pl_module.fingerprint(),  # type: ignore[operator]
@@ -123,7 +135,6 @@ class PredictionWriter(L.Callback):
             "masked_in_candidates": ["train"],
         }
         (folder / "predictions.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-        self.folder = folder
 
     def _frame(self, parts: list[Lists]) -> pl.DataFrame:
         users = np.concatenate([p[0] for p in parts])

@@ -377,6 +377,7 @@ if __name__ == "__main__":
     model = give_integer_weights(make_model(), data)
     trainer = make_trainer(folder, AllRankingEvaluator(KS), devices=2, strategy="ddp")
     trainer.validate(model, datamodule=data, verbose=False)
+    torch.distributed.destroy_process_group()
 """
 
 

@@ -191,11 +191,14 @@ def test_settings_out_of_range_are_errors(arguments):
 
 TWO_PROCESSES = """
 import sys
+import torch
 from test_predictions import PredictionWriter, predict
 
 if __name__ == "__main__":
     writer = PredictionWriter(k=6, n_candidates=10)
     predict(sys.argv[1], sys.argv[2], writer, devices=2, strategy="ddp")
+    # Else gloo's threads may abort the process at its exit.
+    torch.distributed.destroy_process_group()
 """
 
 
