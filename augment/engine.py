@@ -1,0 +1,398 @@
+"""The loop: claim, reserve and write the intent, send, spool, settle.
+
+One task of one store at a time. Memory holds a window of requests, never the plan; whatever is
+planned but not in the window lies in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import heapq
+import random
+from collections import deque
+from typing import TYPE_CHECKING, Any, Literal
+
+from augment.classify import Classified, Outcome, classify
+from augment.errors import (
+    AugmentStop,
+    AuthStop,
+    BudgetStop,
+    QuotaStop,
+    RejectStop,
+    StoreFullStop,
+)
+from augment.faults import point
+from augment.judge import Policy, call_bound, judge_failure, judge_reply
+from augment.meter import Meter
+from augment.store import AttemptState, State, reserve
+from augment.store.claims import Claimed, claim
+from augment.wire import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from augment.clock import Clock
+    from augment.limits import Limits
+    from augment.money import Price
+    from augment.specs import TaskSpec
+    from augment.store import RequestChange, Settlement, Store
+    from augment.wire import Answerer, Reply
+
+_TEXT_TOKENS_PER_CALL = 100_000
+_FIRST_REPLIES = 200
+_BACKOFF = (0.5, 60.0)
+
+
+class Engine:
+    """Sends what a spec has planned, and settles each reply.
+
+    Args:
+        store: opened for work.
+        spec_id: row of the spec in the store.
+        spec: the task.
+        answerer: who answers.
+        limits: rates, concurrency, breaker.
+        run: row of this process life.
+        price: what tokens cost; None where all is free.
+        price_row: its row in the store.
+        clock: for waits and records.
+        concurrency: most calls in flight.
+        policy: how often to ask again.
+        max_reject_rate: share of rejected replies, after the first 200, that stops the run.
+        meter: counts for the progress display.
+        seed: of the jitter.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        spec_id: int,
+        spec: TaskSpec,
+        answerer: Answerer,
+        limits: Limits,
+        *,
+        run: int,
+        clock: Clock,
+        concurrency: int,
+        price: Price | None = None,
+        price_row: int | None = None,
+        policy: Policy | None = None,
+        max_reject_rate: float = 0.2,
+        meter: Meter | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.store, self.spec_id, self.spec = store, spec_id, spec
+        self.answerer, self.limits, self.clock = answerer, limits, clock
+        self.run_id, self.price, self.price_row = run, price, price_row
+        self.concurrency, self.max_reject_rate = concurrency, max_reject_rate
+        self.policy, self.meter = policy or Policy(), meter or Meter()
+        self.stopped: BaseException | None = None
+        self._window: deque[Claimed] = deque()
+        self._forced: deque[list[Claimed]] = deque()
+        self._later: list[tuple[float, int, list[Claimed]]] = []
+        self._cursor, self._exhausted, self._flying, self._ticket = 0, False, 0, 0
+        self._news = asyncio.Event()
+        self._claiming = asyncio.Lock()
+        self._random = random.Random(seed)  # noqa: S311  # jitter, no secret
+        self._replies = self._rejected = self._waiting_for_budget = 0
+
+    async def run(self) -> None:
+        """Send until nothing is left or a reason to stop appears.
+
+        Raises:
+            AugmentStop: the run cannot go on; the reason names its remedy.
+        """
+        workers = [asyncio.create_task(self._work()) for _ in range(self.concurrency)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        if self.stopped is not None and not isinstance(self.stopped, asyncio.CancelledError):
+            raise self.stopped
+
+    def stop(self, reason: BaseException) -> None:
+        """Send nothing more; calls in flight are awaited by `run`."""
+        if self.stopped is None:
+            self.stopped = reason
+        self._notify()
+
+    async def _work(self) -> None:
+        while (items := await self._next()) is not None:
+            try:
+                await self._serve(items)
+            except (AugmentStop, StoreFullStop) as reason:
+                self.stop(reason)
+            finally:
+                self._flying -= 1
+                self._notify()
+
+    # What to send next ---------------------------------------------------------------------
+
+    async def _next(self) -> list[Claimed] | None:
+        """Return the requests of the next call; None when there is nothing left to do."""
+        while self.stopped is None:
+            if (items := self._ready()) is not None:
+                self._flying += 1
+                return items
+            if not self._exhausted:
+                await self._refill()
+                continue
+            if not self._flying and not self._later:
+                return None
+            wait = self._later[0][0] - self.clock.monotonic() if self._later else None
+            await self._pause(None if wait is None else max(0.0, wait))
+        return None
+
+    def _notify(self) -> None:
+        """Wake everybody who waits for something to change."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _pause(self, seconds: float | None) -> None:
+        """Wait for news, but no longer than until the next retry is due."""
+        news = asyncio.ensure_future(self._news.wait())
+        waiting = {news}
+        if seconds is not None:
+            waiting.add(asyncio.ensure_future(self._tick(seconds)))
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    async def _tick(self, seconds: float) -> Literal[True]:
+        await self.clock.sleep(seconds)
+        return True
+
+    def _ready(self) -> list[Claimed] | None:
+        if self._forced:
+            return self._forced.popleft()
+        if self._later and self._later[0][0] <= self.clock.monotonic():
+            return heapq.heappop(self._later)[2]
+        if not self._window:
+            return None
+        items = [self._window.popleft()]
+        if self.spec.kind == "embed":
+            tokens = items[0].bound_in
+            while self._window and len(items) < self.spec.texts_per_call:
+                tokens += self._window[0].bound_in
+                if tokens > _TEXT_TOKENS_PER_CALL:
+                    break
+                items.append(self._window.popleft())
+        return items
+
+    async def _refill(self) -> None:
+        async with self._claiming:
+            if self._window or self._exhausted:
+                return
+            per_call = self.spec.texts_per_call if self.spec.kind == "embed" else 1
+            after, limit = self._cursor, max(4 * self.concurrency, 2 * per_call)
+            rows = await self._done(
+                self.store.put(lambda db: claim(db, self.spec_id, after, limit))
+            )
+            point("claimed")
+            self._window.extend(rows)
+            if rows:
+                self._cursor = rows[-1].id
+            else:
+                self._exhausted = True
+
+    # One call ------------------------------------------------------------------------------
+
+    async def _serve(self, items: list[Claimed]) -> None:
+        estimate = self.meter.estimate(items)
+        await self.limits.enter(estimate)
+        classified: Classified | None = None
+        settlement: Settlement | None = None
+        reply: Reply | None = None
+        try:
+            if self.stopped is not None:
+                return
+            attempt, bound = await self._reserve(items)
+            if attempt is None:
+                return
+            point("intent")
+            try:
+                await self.limits.ready()
+                await self.limits.probe()
+            except AugmentStop as reason:
+                self.stop(reason)
+            if self.stopped is not None:
+                settlement = self._withdrawn(items, attempt)
+            else:
+                self.meter.sent += 1
+                reply = await self.answerer.send(self._call(items), self._journal(attempt))
+                classified = classify(reply)
+                settlement = self._judge(items, attempt, bound, classified, reply)
+            point("judged")
+            await self._done(self.store.settle(settlement))
+        finally:
+            used = settlement.usage if settlement is not None else None
+            self.limits.leave(
+                classified,
+                estimated=estimate,
+                used=None if used is None else used.input + used.output,
+                headers={} if reply is None else reply.headers,
+            )
+        await self._follow(items, settlement, classified)
+
+    async def _reserve(self, items: Sequence[Claimed]) -> tuple[int | None, int]:
+        """Write the intent; wait for calls in flight to give back budget before giving up."""
+        bound = call_bound(self.price, items)
+        ids = [item.id for item in items]
+        while True:
+            try:
+                attempt = await self._done(
+                    self.store.put(
+                        lambda db: reserve(
+                            db,
+                            run=self.run_id,
+                            lane="sync",
+                            requests=ids,
+                            bound_pusd=bound,
+                            price=self.price_row,
+                            now=self.clock.wall_ms(),
+                        )
+                    )
+                )
+            except BudgetStop as reason:
+                if self._flying <= self._waiting_for_budget + 1:
+                    self.stop(reason)
+                    return None, bound
+                self._waiting_for_budget += 1
+                try:
+                    await self._pause(None)
+                finally:
+                    self._waiting_for_budget -= 1
+                if self.stopped is not None:
+                    return None, bound
+            else:
+                return attempt, bound
+
+    def _call(self, items: Sequence[Claimed]) -> Call:
+        body = items[0].body
+        if self.spec.kind == "embed":
+            body["input"] = [item.body["input"] for item in items]
+        return Call(self.spec.endpoint, body, tuple(item.key for item in items))
+
+    def _journal(self, attempt: int) -> Any:
+        def keep(body: bytes) -> None:
+            # A spool that cannot grow is no reason to drop a reply: it is still committed.
+            with contextlib.suppress(OSError):
+                self.store.spool.write(attempt, body)
+            point("spooled")
+
+        return keep
+
+    def _judge(
+        self,
+        items: Sequence[Claimed],
+        attempt: int,
+        bound: int,
+        classified: Classified,
+        reply: Reply,
+    ) -> Settlement:
+        now = self.clock.wall_ms()
+        if classified.outcome == Outcome.ok and reply.body is not None:
+            return judge_reply(
+                self.spec,
+                items,
+                reply.body,
+                attempt=attempt,
+                price=self.price,
+                reserved=bound,
+                policy=self.policy,
+                now=now,
+                reply=reply,
+            )
+        return judge_failure(
+            items,
+            classified,
+            attempt=attempt,
+            policy=self.policy,
+            now=now,
+            embeddings=self.spec.kind == "embed",
+            reply=reply,
+        )
+
+    def _withdrawn(self, items: Sequence[Claimed], attempt: int) -> Settlement:
+        """Settle an intent that was never sent, since the run stopped first."""
+        unsent = Classified(Outcome.not_sent, "no", None, "withdrawn", "the run stopped first")
+        return judge_failure(
+            items, unsent, attempt=attempt, policy=self.policy, now=self.clock.wall_ms()
+        )
+
+    # What follows --------------------------------------------------------------------------
+
+    async def _follow(
+        self, items: list[Claimed], settlement: Settlement, classified: Classified | None
+    ) -> None:
+        if classified is None:
+            return
+        self.meter.settled(settlement, items, self.spec.kind)
+        self._stop_reasons(settlement, classified)
+        again = [
+            _moved(item, change)
+            for item, change in zip(items, settlement.changes, strict=True)
+            if change.state == State.PLANNED
+        ]
+        if any(change.child is not None for change in settlement.changes):
+            self._exhausted = False  # follow-ups have larger ids than the cursor
+        if not again:
+            return
+        if classified.outcome == Outcome.refused_input and len(again) > 1:
+            half = len(again) // 2
+            self._forced.extend([again[:half], again[half:]])
+        elif classified.outcome in (Outcome.ok, Outcome.rate_limited):
+            self._forced.append(again)
+        else:
+            low, high = _BACKOFF
+            tries = max(item.tries + item.unknowns for item in again)
+            pause = self._random.uniform(0, min(high, low * 2 ** min(tries, 10)))
+            self._ticket += 1
+            heapq.heappush(self._later, (self.clock.monotonic() + pause, self._ticket, again))
+
+    def _stop_reasons(self, settlement: Settlement, classified: Classified) -> None:
+        reason: AugmentStop | None = None
+        if classified.outcome == Outcome.quota:
+            reason = QuotaStop(f"the account has no credit left: {classified.message}")
+        elif classified.outcome == Outcome.auth:
+            reason = AuthStop(
+                f"the provider refused the call: {classified.message} Check the key's "
+                "environment variable, the model's name and `base_urls`."
+            )
+        elif any(kind == "usage_over_bound" for kind, _ in settlement.anomalies):
+            reason = BudgetStop(
+                "a reply cost more than the most it could; the server's `usage` and our bound "
+                "disagree. See `python -m augment cost --audit` before you go on."
+            )
+        if settlement.state == AttemptState.OK:
+            self._replies += len(settlement.changes)
+            self._rejected += sum(bool(change.rejects) for change in settlement.changes)
+            share = self._rejected / self._replies
+            if self._replies >= _FIRST_REPLIES and share > self.max_reject_rate and not reason:
+                reason = RejectStop(
+                    f"{self._rejected} of {self._replies} replies failed validation, most "
+                    f"recently {settlement.changes[-1].code!r}; the model or the prompt does not "
+                    "suit the task. Look at `python -m augment status`, then go on with "
+                    "`--max-reject-rate 1` or another model."
+                )
+        if reason is not None:
+            self.stop(reason)
+
+    async def _done(self, future: Any) -> Any:
+        """Await a commit; it goes on even if the waiting task is cancelled."""
+        return await asyncio.shield(asyncio.wrap_future(future))
+
+
+def _moved(item: Claimed, change: RequestChange) -> Claimed:
+    return dataclasses.replace(
+        item,
+        tries=item.tries + 1 + change.tries,
+        rejects=item.rejects + change.rejects,
+        unknowns=item.unknowns + change.unknowns,
+    )

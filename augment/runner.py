@@ -1,0 +1,387 @@
+"""One run: open the store, recover, plan what is not planned, send, task after task."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from augment.budget import set_cap
+from augment.engine import Engine
+from augment.errors import AugmentStop
+from augment.faults import point
+from augment.judge import Policy
+from augment.limits import Limits
+from augment.meter import Meter
+from augment.money import bound_input, bound_output, load_prices, parse_usd
+from augment.plan import make_spec, pool_for, wanted
+from augment.providers import answerer_for, is_free, model_of, provider_label
+from augment.recover import Recovered, recover
+from augment.specs import KINDS, request_key
+from augment.store import PlanRow, add_spec, open_readonly, pack, plan, price_id, take_over
+from augment.store.claims import count_open
+from augment.store.lock import boot_id
+from augment.answers import find_spec, texts_to_embed
+from llmrec_pl import __version__
+from llmrec_pl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable, Iterator
+
+    from augment.clock import Clock
+    from augment.config import AugmentConfig
+    from augment.money import Price
+    from augment.specs import Kind, TaskSpec, Wanted
+    from augment.store import Store
+    from augment.wire import Answerer
+    from llmrec_pl.data.dataset import InteractionDataset
+
+PLAN_BLOCK = 5_000
+_GRACE = 30.0
+
+
+class Interrupted(AugmentStop):  # noqa: N818  # a stop asked for is no error
+    """A person or a scheduler asked to stop."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a run may do.
+
+    Attributes:
+        only: tasks to run, None for all that the config names.
+        max_usd: the store's budget from now on; None leaves it.
+        no_cap: run without a budget.
+        policy: how often to ask again.
+        max_reject_rate: share of rejected replies that stops the run.
+    """
+
+    only: frozenset[Kind] | None = None
+    max_usd: str | None = None
+    no_cap: bool = False
+    policy: Policy = field(default_factory=Policy)
+    max_reject_rate: float = 0.2
+
+
+class Watcher:
+    """What a progress display implements; this one shows nothing."""
+
+    def recovered(self, found: Recovered) -> None:
+        """Say what the last process left."""
+
+    def planning(self, kind: Kind, n: int) -> None:
+        """Say how many answers are planned so far."""
+
+    def task(self, kind: Kind, spec: TaskSpec, to_send: int, meter: Meter, limits: Limits) -> None:
+        """Say that a task begins; `meter` and `limits` are looked at while it runs."""
+
+    def task_done(self, kind: Kind) -> None:
+        """Say that a task is over."""
+
+
+class Runner:
+    """Runs the tasks of a config on an open store.
+
+    Args:
+        config: what to ask whom.
+        dataset: the data set.
+        store: opened for work.
+        options: what the run may do.
+        clock: for waits and records.
+        watcher: shows progress.
+        answerers: makes who answers a task; real ones by default.
+    """
+
+    def __init__(
+        self,
+        config: AugmentConfig,
+        dataset: InteractionDataset,
+        store: Store,
+        options: Options,
+        *,
+        clock: Clock,
+        watcher: Watcher | None = None,
+        answerers: Callable[[Kind], Answerer] | None = None,
+    ) -> None:
+        self.config, self.dataset, self.store, self.options = config, dataset, store, options
+        self.clock, self.watcher = clock, watcher or Watcher()
+        self._answerers = answerers or (lambda kind: answerer_for(kind, config, dataset))
+        self._open: dict[str, Answerer] = {}
+        self._limits: dict[str, Limits] = {}
+        self._engine: Engine | None = None
+        self._signals = 0
+        self.spec_ids: dict[Kind, int] = {}
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """The tasks of this run, in order."""
+        only = self.options.only
+        return [
+            kind
+            for kind in KINDS
+            if getattr(self.config.tasks, kind) is not None and (only is None or kind in only)
+        ]
+
+    async def run(self) -> None:
+        """Run every task.
+
+        Raises:
+            AugmentStop: the run cannot go on, or was asked to stop.
+            ConfigError: a price, a budget or a pool is missing.
+        """
+        prices = {kind: self.price(kind) for kind in self.kinds}
+        self._budget(free=all(price is None for price in prices.values()))
+        found = recover(self.store, self.options.policy, self.clock.wall_ms())
+        if found != Recovered():
+            self.watcher.recovered(found)
+        run = self.store.do(self._begin)
+        status = 1
+        try:
+            with self._signal_handlers():
+                for kind in self.kinds:
+                    await self._task(kind, prices[kind], run)
+            status = 0
+        except AugmentStop as stop:
+            status = stop.exit_code
+            raise
+        finally:
+            for answerer in self._open.values():
+                await answerer.close()
+            with contextlib.suppress(AugmentStop):
+                self.store.do(lambda db: self._end(db, run, status))
+
+    def price(self, kind: Kind) -> Price | None:
+        """Return what a task's tokens cost; None where nothing is charged.
+
+        Raises:
+            ConfigError: the model's price is not known and a budget is to be kept.
+        """
+        if is_free(kind, self.config) or self.options.no_cap:
+            return None
+        model = model_of(kind, self.config)
+        price = load_prices(self.config.provider.prices).find(model, "sync")
+        if price is None:
+            raise ConfigError(
+                f"no price is known for model {model!r}, so no budget can be kept. Give a file "
+                "with its price under `provider.prices` (like augment/prices.toml), say "
+                "`provider.free=true` for a server of your own, or run with `--no-cap`."
+            )
+        return price
+
+    def _budget(self, *, free: bool) -> None:
+        given = self.options.max_usd
+        if given is None and self.config.max_usd is not None:
+            given = str(self.config.max_usd)
+        if given is not None:
+            cap = parse_usd(given)
+            self.store.do(lambda db: set_cap(db, cap))
+        elif not (free or self.options.no_cap):
+            (cap,) = self.store.do(
+                lambda db: db.execute("SELECT cap_pusd FROM ledger").fetchone()
+            )
+            if cap is None:
+                raise ConfigError(
+                    "this run costs money and has no budget: say `--max-usd 5` (see `python -m "
+                    "augment estimate` for how much), or `--no-cap`."
+                )
+
+    def _begin(self, db: sqlite3.Connection) -> int:
+        cursor = db.execute(
+            "INSERT INTO run(host, pid, boot, version, config, t0) VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                socket.gethostname(),
+                os.getpid(),
+                boot_id(),
+                __version__,
+                self.config.model_dump_json(),
+                self.clock.wall_ms(),
+            ),
+        )
+        return int(cursor.lastrowid or 0)
+
+    def _end(self, db: sqlite3.Connection, run: int, status: int) -> None:
+        db.execute(
+            "UPDATE run SET t1 = ?, exit = ? WHERE id = ?", (self.clock.wall_ms(), status, run)
+        )
+
+    # One task ------------------------------------------------------------------------------
+
+    async def _task(self, kind: Kind, price: Price | None, run: int) -> None:
+        answerer = self._answerer(kind)
+        spec = await self.spec(kind, answerer)
+        spec_id = self.spec_ids[kind] = self.plan(spec)
+        self.store.do(lambda db: take_over(db, spec_id))
+        to_send = self.store.do(lambda db: count_open(db, spec_id))
+        if not to_send:
+            return
+        price_row = None if price is None else self.store.do(lambda db: price_id(db, price))
+        limits, meter = self._limits_for(kind), Meter()
+        self._engine = Engine(
+            self.store,
+            spec_id,
+            spec,
+            answerer,
+            limits,
+            run=run,
+            clock=self.clock,
+            concurrency=self.config.provider.concurrency,
+            price=price,
+            price_row=price_row,
+            policy=self.options.policy,
+            max_reject_rate=self.options.max_reject_rate,
+            meter=meter,
+        )
+        self.watcher.task(kind, spec, to_send, meter, limits)
+        try:
+            self._running = asyncio.ensure_future(self._engine.run())
+            await self._running
+        except asyncio.CancelledError:
+            raise Interrupted("stopped at once; calls in flight may have been answered.") from None
+        finally:
+            self._engine = None
+            self.watcher.task_done(kind)
+
+    def _answerer(self, kind: Kind) -> Answerer:
+        lane = "embed" if kind == "embed" else "chat"
+        if lane not in self._open:
+            self._open[lane] = self._answerers(kind)
+        return self._open[lane]
+
+    def _limits_for(self, kind: Kind) -> Limits:
+        lane, provider = "embed" if kind == "embed" else "chat", self.config.provider
+        if lane not in self._limits:
+            self._limits[lane] = Limits(
+                self.clock,
+                rpm=provider.rpm,
+                tpm=provider.tpm,
+                concurrency=provider.concurrency,
+                max_wait_s=provider.max_wait_s,
+            )
+        return self._limits[lane]
+
+    async def spec(self, kind: Kind, answerer: Answerer) -> TaskSpec:
+        """Return the spec of a task; asks a server once how it takes the form of an answer."""
+        structured = await self._structured(kind, answerer)
+        return make_spec(
+            kind, self.config, self.dataset, structured, pool_for(kind, self.config, self.dataset)
+        )
+
+    async def _structured(self, kind: Kind, answerer: Answerer) -> str:
+        provider = self.config.provider
+        if kind == "embed" or provider.name == "heuristic":
+            return "none"
+        if provider.structured != "auto":
+            return provider.structured
+        name = f"structured:{provider_label(kind, self.config)}:{model_of(kind, self.config)}"
+        known = self.store.do(
+            lambda db: db.execute("SELECT v FROM meta WHERE k = ?", (name,)).fetchone()
+        )
+        if known is not None:
+            return str(known[0])
+        from augment.probe import probe_structured
+
+        mode = await probe_structured(answerer, model_of(kind, self.config))
+        self.store.do(lambda db: db.execute("INSERT INTO meta VALUES (?, ?)", (name, mode)).rowcount)
+        return mode
+
+    def plan(self, spec: TaskSpec) -> int:
+        """Write what a spec wants into the store, unless it is there; returns the spec's id."""
+        now = self.clock.wall_ms()
+        spec_id, planned = self.store.do(lambda db: add_spec(db, spec, now))
+        if planned:
+            return spec_id
+        pool = pool_for(spec.kind, self.config, self.dataset)
+        texts: Iterable[tuple[int, int, str]] = ()
+        if spec.kind == "embed":
+            texts = self._texts(spec)
+        total = 0
+        wants = wanted(spec, self.dataset, pool, texts)
+        for rows in _blocks(plan_row(spec, want) for want in wants):
+            self.store.do(lambda db, rows=rows: plan(db, spec_id, rows))
+            point("planned")
+            total += len(rows)
+            self.watcher.planning(spec.kind, total)
+        if spec.kind != "embed":  # the texts to embed grow with every accepted answer
+            self.store.do(lambda db: _mark_planned(db, spec_id))
+        return spec_id
+
+    def _texts(self, spec: TaskSpec) -> Iterator[tuple[int, int, str]]:
+        """Yield what profiles and attributes of this config gave, to be embedded."""
+        with contextlib.closing(open_readonly(self.store.folder)) as db:
+            for kind in ("profiles", "attributes"):
+                if kind not in self.spec_ids:
+                    found = find_spec(db, kind, self.config, self.dataset)
+                    if found is None:
+                        continue
+                    self.spec_ids[kind] = found
+                yield from texts_to_embed(db, kind, self.spec_ids[kind], spec.settings["fields"])
+
+    # Signals -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _signal_handlers(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        caught = (signal.SIGINT, signal.SIGTERM)
+        try:
+            for number in caught:
+                loop.add_signal_handler(number, self._signalled)
+        except (NotImplementedError, RuntimeError, ValueError):  # not in the main thread
+            caught = ()
+        try:
+            yield
+        finally:
+            for number in caught:
+                loop.remove_signal_handler(number)
+
+    def _signalled(self) -> None:
+        self._signals += 1
+        if self._engine is None:
+            raise KeyboardInterrupt
+        if self._signals == 1:
+            self._engine.stop(Interrupted("stopped; calls in flight were awaited and are kept."))
+            asyncio.get_running_loop().call_later(_GRACE, self._cancel, self._running)
+        else:
+            self._cancel(self._running)
+
+    @staticmethod
+    def _cancel(running: asyncio.Future[None]) -> None:
+        running.cancel()
+
+
+def _mark_planned(db: sqlite3.Connection, spec: int) -> None:
+    db.execute("UPDATE spec SET planned = 1 WHERE id = ?", (spec,))
+
+
+def plan_row(spec: TaskSpec, want: Wanted) -> PlanRow:
+    """Render what is wanted as a row of the plan, with its key and bounds."""
+    context = None if want.context is None else pack(want.context)
+    if want.body is None:
+        return PlanRow(want.entity, want.field, want.skip or "skipped", context=context)
+    draw = want.field if spec.kind != "embed" else 0
+    return PlanRow(
+        entity=want.entity,
+        field=want.field,
+        key=request_key(spec.provider, spec.endpoint, want.body, draw),
+        body=pack(want.body),
+        context=context,
+        bound_in=bound_input(want.body),
+        bound_out=bound_output(want.body) or 0,
+    )
+
+
+def _blocks(rows: Iterator[PlanRow]) -> Iterator[list[PlanRow]]:
+    block: list[PlanRow] = []
+    for row in rows:
+        block.append(row)
+        if len(block) == PLAN_BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block

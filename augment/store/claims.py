@@ -1,0 +1,109 @@
+"""What is still to be sent, read in the order of planning."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from augment.specs import TaskSpec
+from augment.store.states import State
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable
+
+_COLUMNS = "id, key, spec, tries, rejects, unknowns, draw, depth, body, context, bound_in, bound_out"
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A request as the store knows it.
+
+    Attributes:
+        id: row of the store.
+        key: its identity.
+        spec: id of the spec that sends it.
+        tries: sends that counted.
+        rejects: replies that failed validation.
+        unknowns: sends of unknown outcome.
+        draw: number of the repeated sample.
+        depth: follow-ups before it.
+        packed: compressed body.
+        packed_context: compressed context.
+        bound_in: most input tokens.
+        bound_out: most output tokens.
+    """
+
+    id: int
+    key: bytes
+    spec: int
+    tries: int
+    rejects: int
+    unknowns: int
+    draw: int
+    depth: int
+    packed: bytes
+    packed_context: bytes | None
+    bound_in: int
+    bound_out: int
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What is sent."""
+        return dict(unpack(self.packed))
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """What validation needs beside the reply."""
+        return {} if self.packed_context is None else dict(unpack(self.packed_context))
+
+
+def unpack(blob: bytes) -> Any:
+    """Read what `pack` wrote."""
+    return json.loads(zlib.decompress(blob))
+
+
+def claim(db: sqlite3.Connection, spec: int, after: int, limit: int) -> list[Claimed]:
+    """Return planned requests of a spec with ids above `after`, in order."""
+    rows = db.execute(
+        f"SELECT {_COLUMNS} FROM request WHERE state = 0 AND spec = ? AND id > ? "
+        "ORDER BY id LIMIT ?",
+        (spec, after, limit),
+    )
+    return [Claimed(*row) for row in rows]
+
+
+def requests_of(db: sqlite3.Connection, attempt: int) -> list[Claimed]:
+    """Return the requests of one send, in the order they were sent."""
+    columns = ", ".join(f"r.{name.strip()}" for name in _COLUMNS.split(","))
+    rows = db.execute(
+        f"SELECT {columns} FROM call_item c JOIN request r ON r.id = c.request "
+        "WHERE c.attempt = ? ORDER BY c.pos",
+        (attempt,),
+    )
+    return [Claimed(*row) for row in rows]
+
+
+def reload(db: sqlite3.Connection, ids: Iterable[int]) -> list[Claimed]:
+    """Return those of the given requests that are planned, as they are now."""
+    found = (
+        db.execute(f"SELECT {_COLUMNS} FROM request WHERE id = ? AND state = 0", (i,)).fetchone()
+        for i in ids
+    )
+    return [Claimed(*row) for row in found if row is not None]
+
+
+def read_spec(db: sqlite3.Connection, spec: int) -> TaskSpec:
+    """Return a stored spec."""
+    (text,) = db.execute("SELECT json FROM spec WHERE id = ?", (spec,)).fetchone()
+    return TaskSpec.model_validate_json(text)
+
+
+def count_open(db: sqlite3.Connection, spec: int) -> int:
+    """Return how many requests of a spec are planned and not sent."""
+    row = db.execute(
+        "SELECT count(*) FROM request WHERE state = ? AND spec = ?", (State.PLANNED, spec)
+    )
+    return int(row.fetchone()[0])

@@ -1,0 +1,21 @@
+"""A store with a planned task, filled without any server."""
+
+import pytest
+from store_rows import row_of, spec_of
+
+from augment.store import Store, add_spec, plan
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(tmp_path / "store", create=True, spool_size=65536) as opened:
+        yield opened
+
+
+@pytest.fixture
+def planned(store):
+    """A store with 20 planned requests; gives (store, spec id, run id)."""
+    spec_id, _ = store.do(lambda db: add_spec(db, spec_of(), 0))
+    store.do(lambda db: plan(db, spec_id, [row_of(i) for i in range(20)]))
+    run = store.do(lambda db: db.execute("INSERT INTO run(t0) VALUES (0)").lastrowid)
+    return store, spec_id, run
