@@ -63,14 +63,14 @@ class Classified:
 
 def classify(reply: Reply) -> Classified:
     """Return what a reply means."""
-    if reply.status is None or (reply.status == 200 and reply.body is None):  # noqa: PLR2004
+    if reply.status is None or (reply.status == 200 and reply.body is None):
         return _failed(reply)
-    if reply.status == 200:  # noqa: PLR2004
+    if reply.status == 200:
         return Classified(Outcome.ok, "yes", None, "ok", "")
     code, text, is_json = _error_of(reply.body or b"")
     outcome, billed = _by_status(reply.status, code, is_json=is_json)
     message = redact(f"HTTP {reply.status}: {text or 'no message'}")[:500]
-    if 300 <= reply.status < 400:  # noqa: PLR2004
+    if 300 <= reply.status < 400:
         where = reply.headers.get("location", "another address")
         message = redact(f"HTTP {reply.status}: a redirect to {where} is not followed.")
     name = "refused" if outcome == Outcome.refused else f"http_{reply.status}"
@@ -78,13 +78,13 @@ def classify(reply: Reply) -> Classified:
 
 
 def _by_status(status: int, code: str, *, is_json: bool) -> tuple[Outcome, Billed]:
-    if status == 402 or (status == 429 and code in _QUOTA):  # noqa: PLR2004
+    if status == 402 or (status == 429 and code in _QUOTA):
         return Outcome.quota, "no"
-    if status == 429:  # noqa: PLR2004
+    if status == 429:
         return Outcome.rate_limited, "no"
-    if status in (401, 403, 404) or 300 <= status < 400:  # noqa: PLR2004
+    if status in (401, 403, 404) or 300 <= status < 400:
         return Outcome.auth, "no"
-    if status in _SERVER or status >= 500:  # noqa: PLR2004
+    if status in _SERVER or status >= 500:
         return Outcome.server, "no" if is_json else "unknown"
     if code in ("content_filter", "content_policy_violation"):
         return Outcome.refused, "no"

@@ -95,7 +95,7 @@ class Engine:
         self._cursor, self._exhausted, self._flying, self._ticket = 0, False, 0, 0
         self._news = asyncio.Event()
         self._claiming = asyncio.Lock()
-        self._random = random.Random(seed)  # noqa: S311  # jitter, no secret
+        self._random = random.Random(seed)  # jitter, no secret
         self._replies = self._rejected = self._waiting_for_budget = 0
 
     async def run(self) -> None:

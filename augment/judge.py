@@ -108,7 +108,7 @@ def _verdicts(spec: TaskSpec, items: Sequence[Claimed], raw: bytes) -> list[Verd
         if spec.kind == "embed":
             return validate.embedding_verdicts(spec, raw, len(items))
         return [validate.validate(spec, raw, item.body, item.context) for item in items]
-    except Exception as error:  # noqa: BLE001  # a fault of ours must not cost a paid reply
+    except Exception as error:  # a fault of ours must not cost a paid reply
         return [validate.internal_error(error) for _ in items]
 
 

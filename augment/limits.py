@@ -224,8 +224,8 @@ class Breaker:
                 self.open_until = self._clock.monotonic() + self._pause
             return
         self._last.append(good)
-        mostly_bad = len(self._last) >= 20 and sum(self._last) < len(self._last) / 2  # noqa: PLR2004
-        if mostly_bad or self._unsent >= 20:  # noqa: PLR2004
+        mostly_bad = len(self._last) >= 20 and sum(self._last) < len(self._last) / 2
+        if mostly_bad or self._unsent >= 20:
             self.open_until = self._clock.monotonic() + self._pause
 
     def cancelled(self) -> None:
@@ -264,7 +264,7 @@ class Limits:
         self._clock, self._max_wait = clock, max_wait_s
         self._given = rpm is not None or tpm is not None
         self.bucket = DualBucket(clock, rpm, tpm)
-        self.gate = Gate(clock, rng or random.Random())  # noqa: S311  # jitter, no secret
+        self.gate = Gate(clock, rng or random.Random())  # jitter, no secret
         self.aimd = Aimd(clock, concurrency, start)
         self.breaker = Breaker(clock)
 

@@ -1,48 +1,54 @@
-"""Money in whole pico-USD, prices with dates, and the most that a call can cost.
+"""Money as whole pico-USD (1e-12 USD), prices by date and tier, and what a call can cost at most.
 
-The cheapest listed price is 2,500 pico-USD a token, so integers are exact; 64 bits hold nine
-million USD.
+No float takes part: the cheapest token sold costs 2,500 pico-USD, and a 64-bit column of the store
+holds 9.2 million USD. Bounds hold for byte-level BPE, where no text has more tokens than bytes.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import re
 import tomllib
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
-from importlib import resources
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from augment.specs import canonical_json
 from llmrec_pl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
+
+Tier = Literal["sync", "batch"]
 
 PICO = 10**12
-Tier = Literal["sync", "batch"]
+"""Pico-USD in a USD."""
+_PICO_PER_TOKEN = 10**6  # of a price of 1 USD per million tokens
+_MOST_USD = 9_000_000  # what a 64-bit column of pico-USD holds
+_MOST_TOKENS = 10**9  # a larger count in `usage` is taken for garbage
 _PER_MESSAGE, _PER_CALL, _PER_TEXT = 16, 64, 8
-_DATED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{4})$")
+_DATED = re.compile(r"-\d{4}-\d{2}-\d{2}$")
+_NO_TEXT = frozenset({"image_url", "input_image", "input_audio", "file", "input_file"})
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a token costs, in pico-USD.
+    """What the tokens of a model cost.
 
     Attributes:
-        model: name in the price list.
-        tier: "sync" or "batch".
-        input: a token of the prompt.
-        cached: a token of the prompt that the provider had cached.
-        output: a token of the answer.
-        valid_from: ISO date.
-        source: where the figures come from.
+        model: name as sent, with or without a date.
+        tier: "sync", or "batch" for the Batch API.
+        input: pico-USD per token of the prompt.
+        cached: the same where the provider had the prompt in its cache.
+        output: pico-USD per token of the answer, reasoning included.
+        valid_from: first day, ISO 8601.
+        source: where the price comes from.
     """
 
     model: str
-    tier: str
+    tier: Tier
     input: int
     cached: int
     output: int
@@ -50,171 +56,269 @@ class Price:
     source: str
 
 
-FREE = Price("", "sync", 0, 0, 0, "", "free")
+FREE = Price("", "sync", 0, 0, 0, "1970-01-01", "nothing is charged")
+"""The price of a model that costs nothing."""
+
+
+class PriceBook:
+    """Price rows; a user's own come before those of the package.
+
+    Args:
+        own: rows given by the user.
+        shipped: rows of the package.
+    """
+
+    def __init__(self, own: Sequence[Price], shipped: Sequence[Price]) -> None:
+        self._books = (tuple(own), tuple(shipped))
+
+    def find(self, model: str, tier: Tier, on: date | None = None) -> Price | None:
+        """Return the newest row that is valid on a day, None if there is none.
+
+        A dated name ("gpt-4o-mini-2024-07-18") without rows of its own takes those of the name
+        without its date; one with rows never does, since snapshots can cost more than the alias.
+
+        Args:
+            model: name as sent.
+            tier: "sync" or "batch".
+            on: the day, today in UTC by default.
+        """
+        day = (on or datetime.now(UTC).date()).isoformat()
+        name = model
+        if not any(row.model == model for book in self._books for row in book):
+            name = _DATED.sub("", model)
+        for book in self._books:
+            rows = [
+                row
+                for row in book
+                if row.model == name and row.tier == tier and row.valid_from <= day
+            ]
+            if rows:
+                return max(rows, key=lambda row: row.valid_from)
+        return None
+
+
+def load_prices(extra: Path | None = None) -> PriceBook:
+    """Read the package's prices and, before them, a file of the user's.
+
+    Args:
+        extra: TOML file in the form of `prices.toml`, or None.
+
+    Raises:
+        ConfigError: the file is missing, no TOML, or a row is incomplete or no price.
+    """
+    shipped = _read_rows(Path(__file__).with_name("prices.toml"))
+    return PriceBook([] if extra is None else _read_rows(Path(extra)), shipped)
+
+
+def _read_rows(path: Path) -> list[Price]:
+    if not path.is_file():
+        raise ConfigError(f"no price file at {str(path)!r}; correct `provider.prices`.")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"price file {str(path)!r} is not valid TOML: {error}.") from error
+    rows = content.get("price")
+    if not isinstance(rows, list):
+        raise ConfigError(f"price file {str(path)!r} has no list `price`; see prices.toml.")
+    try:
+        return [_row(values) for values in rows]
+    except ValueError as error:
+        raise ConfigError(f"price file {str(path)!r}: {error}.") from error
+
+
+def _row(values: object) -> Price:
+    if not isinstance(values, dict):
+        raise ValueError(f"a row must be a table, got {values!r}")  # noqa: TRY004  # one kind
+    if missing := {"model", "tier", "input", "output", "valid_from", "source"} - set(values):
+        raise ValueError(f"row {values!r} lacks {', '.join(sorted(missing))}")
+    if unknown := set(values) - {*Price.__slots__}:
+        raise ValueError(f"row {values!r} has unknown keys {', '.join(sorted(unknown))}")
+    if values["tier"] not in get_args(Tier):
+        raise ValueError(f"tier {values['tier']!r} of {values['model']!r} is not sync or batch")
+    since = values["valid_from"]
+    if not isinstance(since, date) or isinstance(since, datetime):
+        raise ValueError(f"`valid_from` of {values['model']!r} must be a date like 2024-07-18")
+    return Price(
+        model=str(values["model"]),
+        tier=values["tier"],
+        input=_per_token(values["input"]),
+        cached=_per_token(values.get("cached", values["input"])),
+        output=_per_token(values["output"]),
+        valid_from=since.isoformat(),
+        source=str(values["source"]),
+    )
+
+
+def _per_token(usd_per_million: object) -> int:
+    """Turn USD per million tokens, as text, into pico-USD per token."""
+    if not isinstance(usd_per_million, str):
+        raise ValueError(f'write the price {usd_per_million!r} as text, "0.15"')  # noqa: TRY004
+    return _whole(usd_per_million, _PICO_PER_TOKEN)
+
+
+def _whole(text: str, unit: int) -> int:
+    """Return an amount in units of 1/unit USD.
+
+    Raises:
+        ValueError: it is no number, negative, too large, or finer than a unit.
+    """
+    try:
+        amount = Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"{text!r} is no amount of USD") from None
+    if not amount.is_finite() or amount < 0 or amount > _MOST_USD:
+        raise ValueError(f"{text!r} is not between 0 and {_MOST_USD} USD")
+    numerator, denominator = amount.as_integer_ratio()
+    units, rest = divmod(numerator * unit, denominator)
+    if rest:
+        raise ValueError(f"{text!r} has more digits than can be kept; leave out the last")
+    return units
+
+
+def parse_usd(amount: str | float) -> int:
+    """Return an amount of USD ("5", "$0.25", 2.5) as pico-USD.
+
+    Raises:
+        ConfigError: it is no amount, negative, over 9 million, or finer than a pico-USD.
+    """
+    text = str(amount).strip().removeprefix("$")
+    try:
+        return _whole(text, PICO)
+    except ValueError as error:
+        raise ConfigError(f"cannot use {amount!r} as a budget: {error}; write USD as 5.50.") from (
+            error
+        )
+
+
+def format_usd(pico: int) -> str:
+    """Return pico-USD for people: cents from one USD on, four significant digits below."""
+    sign, amount = "-" if pico < 0 else "", Decimal(abs(pico)) / PICO
+    if amount >= 1 or not pico:
+        return f"{sign}${amount:,.2f}"
+    places = max(2, 3 - amount.adjusted())
+    text = f"{amount:.{places}f}"
+    whole, _, fraction = text.partition(".")
+    return f"{sign}${whole}.{fraction.rstrip('0').ljust(2, '0')}"
+
+
+# Bounds ------------------------------------------------------------------------------------
+
+
+def bound_input(body: dict[str, Any]) -> int:
+    """Return the most tokens that a prompt or a text to embed can have.
+
+    Chat: bytes of all texts of the messages, of the response schema and of tools, plus 16 for
+    each message and 64. Embeddings: bytes, plus 8 for each text.
+
+    Raises:
+        ValueError: a message holds an image, sound or file, whose tokens bytes do not bound.
+    """
+    if "messages" not in body:
+        texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        return sum(_size(text) + _PER_TEXT for text in texts)
+    messages = body["messages"]
+    size = sum(
+        _size(value)
+        for message in messages
+        for name, value in message.items()
+        if name != "role"  # among the 16
+    )
+    for name in ("response_format", "tools"):
+        if body.get(name) is not None:
+            size += len(canonical_json(body[name]).encode("utf-8", "surrogatepass"))
+    return size + _PER_MESSAGE * len(messages) + _PER_CALL
+
+
+def _size(value: object) -> int:
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, list):
+        return sum(_size(part) for part in value)
+    if isinstance(value, dict):
+        if value.get("type") in _NO_TEXT:
+            raise ValueError(f"the tokens of a part of type {value['type']!r} cannot be bounded")
+        return sum(_size(name) + _size(part) for name, part in value.items())
+    return 0 if value is None else len(str(value))
+
+
+def bound_output(body: dict[str, Any]) -> int | None:
+    """Return the most tokens that the answers can have; None if the body sets no limit."""
+    if "messages" not in body:
+        return 0
+    limits = [body.get(name) for name in ("max_tokens", "max_completion_tokens")]
+    known = [limit for limit in limits if _is_count(limit)]
+    samples = body.get("n")
+    samples = 1 if samples is None else samples
+    if not known or not _is_count(samples):
+        return None
+    return int(max(known)) * int(samples)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS
+
+
+def bound_cost(price: Price, bound_in: int, bound_out: int) -> int:
+    """Return the most that a call can cost, pico-USD; `cost` of no usage within is larger."""
+    return bound_in * max(price.input, price.cached) + bound_out * price.output
+
+
+# Usage -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the server counted them."""
+    """Tokens as the server counted them.
+
+    Attributes:
+        input: tokens of the prompt, cached ones included.
+        output: tokens of the answer, reasoning included.
+        cached: tokens of the prompt that came from the cache.
+        reasoning: tokens of the answer that were thought and not shown.
+    """
 
     input: int
-    output: int
+    output: int = 0
     cached: int = 0
     reasoning: int = 0
 
     @classmethod
     def from_body(cls, raw: bytes) -> Usage | None:
-        """Read `usage` of a reply; None if it is missing or makes no sense."""
-        try:
-            usage = json.loads(raw)["usage"]
-            read = cls(
-                _count(usage["prompt_tokens"]),
-                _count(usage.get("completion_tokens") or 0),
-                _count((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
-                _count((usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return None
-        return read if read.cached <= read.input else None
+        """Read `usage` of a reply; None if it is missing or no counts.
 
-
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**40:
-        raise ValueError(value)
-    return value
-
-
-class PriceBook:
-    """Price rows by model and date.
-
-    Args:
-        rows: in any order.
-    """
-
-    def __init__(self, rows: list[Price]) -> None:
-        self.rows = sorted(rows, key=lambda row: row.valid_from)
-
-    def find(self, model: str, tier: Tier, on: dt.date | None = None) -> Price | None:
-        """Return the newest price of a model that is valid on a day (today).
-
-        A dated name ("gpt-4o-mini-2024-07-18") falls back to the name without its date.
+        Where `total_tokens` exceeds the sum of the parts, the rest is output (some servers leave
+        reasoning out of `completion_tokens`). A cached share that cannot be is taken for none.
         """
-        day = (on or dt.datetime.now(tz=dt.UTC).date()).isoformat()
-        for name in (model, _DATED.sub("", model)):
-            rows = [
-                row
-                for row in self.rows
-                if row.model == name and row.tier == tier and row.valid_from <= day
-            ]
-            if rows:
-                return rows[-1]
-        return None
-
-
-def load_prices(extra: Path | None = None) -> PriceBook:
-    """Read the shipped prices and those of a file of the user's.
-
-    Raises:
-        ConfigError: the file is missing or a row cannot be read.
-    """
-    shipped = resources.files("augment").joinpath("prices.toml").read_text(encoding="utf-8")
-    rows = _rows(shipped, "prices.toml")
-    if extra is not None:
         try:
-            rows += _rows(extra.read_text(encoding="utf-8"), str(extra))
-        except OSError as error:
-            raise ConfigError(f"price file {str(extra)!r} cannot be read: {error}.") from error
-    return PriceBook(rows)
+            body = json.loads(raw)
+        except (ValueError, RecursionError):
+            return None
+        usage = body.get("usage") if isinstance(body, dict) else None
+        if not isinstance(usage, dict) or not _is_count(usage.get("prompt_tokens")):
+            return None
+        prompt, total = usage["prompt_tokens"], usage.get("total_tokens")
+        output = usage.get("completion_tokens")
+        if output is None and _is_count(total) and total >= prompt:
+            output = total - prompt
+        if not _is_count(output):
+            return None
+        if _is_count(total):
+            output = max(output, total - prompt)
+        cached = _detail(usage, "prompt_tokens_details", "cached_tokens", prompt)
+        reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens", output)
+        return cls(prompt, output, cached, reasoning)
 
 
-def _rows(text: str, where: str) -> list[Price]:
-    rows = []
-    try:
-        for row in tomllib.loads(text).get("price", []):
-            head = (str(row["valid_from"]), str(row["source"]))
-            plain = [per_token(row.get(k, row["input"])) for k in ("input", "cached")]
-            output = per_token(row["output"])
-            rows.append(Price(row["model"], "sync", plain[0], plain[1], output, *head))
-            if "batch_input" in row:
-                batch = [
-                    per_token(row.get(k, row["batch_input"]))
-                    for k in ("batch_input", "batch_cached")
-                ]
-                output = per_token(row.get("batch_output", row["output"]))
-                rows.append(Price(row["model"], "batch", batch[0], batch[1], output, *head))
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, InvalidOperation, ValueError) as error:
-        raise ConfigError(
-            f"price file {where!r} cannot be read ({error!r}); each [[price]] needs `model`, "
-            "`input` and `output` in USD per million tokens as strings, `valid_from`, `source`."
-        ) from error
-    return rows
-
-
-def per_token(usd_per_million: str) -> int:
-    """Return pico-USD per token of a price in USD per million tokens.
-
-    Raises:
-        ValueError: negative, or finer than a pico-USD.
-    """
-    value = Decimal(str(usd_per_million)) * PICO / 1_000_000
-    if value < 0 or value != value.to_integral_value():
-        raise ValueError(f"price {usd_per_million!r} is negative or finer than a pico-USD")
-    return int(value)
-
-
-def bound_input(body: dict[str, Any]) -> int:
-    """Return the most input tokens a body can have: its bytes and what frames them.
-
-    Valid for byte-level BPE, where no token is shorter than a byte.
-    """
-    if "messages" not in body:
-        texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
-        return sum(len(text.encode()) + _PER_TEXT for text in texts)
-    size = sum(
-        len(str(m.get("content") or "").encode()) + _PER_MESSAGE for m in body["messages"]
-    )
-    form = body.get("response_format")
-    return size + _PER_CALL + (len(canonical_json(form).encode()) if form else 0)
-
-
-def bound_output(body: dict[str, Any]) -> int | None:
-    """Return the most output tokens a body allows; 0 for embeddings, None if unbounded."""
-    if "messages" not in body:
-        return 0
-    most = body.get("max_completion_tokens", body.get("max_tokens"))
-    return None if most is None else int(most) * int(body.get("n", 1))
-
-
-def bound_cost(price: Price, bound_in: int, bound_out: int) -> int:
-    """Return the most that a call within these bounds can cost, pico-USD."""
-    return max(price.input, price.cached) * bound_in + price.output * bound_out
+def _detail(usage: dict[str, Any], group: str, name: str, most: int) -> int:
+    details = usage.get(group)
+    count = details.get(name) if isinstance(details, dict) else None
+    return int(count) if _is_count(count) and count <= most else 0  # type: ignore[operator, arg-type]
 
 
 def cost(price: Price, usage: Usage) -> int:
     """Return what a call cost, pico-USD."""
-    fresh = usage.input - usage.cached
-    return price.input * fresh + price.cached * usage.cached + price.output * usage.output
-
-
-def parse_usd(text: str) -> int:
-    """Read an amount in USD.
-
-    Raises:
-        ConfigError: no amount, or negative.
-    """
-    try:
-        value = Decimal(text.strip().lstrip("$"))
-        amount = int(value * PICO)
-    except (InvalidOperation, ValueError, OverflowError):
-        amount = -1
-    if amount < 0 or amount >= 2**63:
-        raise ConfigError(f"{text!r} is no amount in USD; write for example 5 or 0.25.")
-    return amount
-
-
-def format_usd(pico: int) -> str:
-    """Write an amount for people: two digits, more where they would be lost."""
-    value = Decimal(pico) / PICO
-    if pico == 0 or abs(value) >= 1:
-        return f"${value:,.2f}"
-    return f"${value:.4f}" if abs(value) >= Decimal("0.001") else f"${value:.3g}"
+    return (
+        (usage.input - usage.cached) * price.input
+        + usage.cached * price.cached
+        + usage.output * price.output
+    )

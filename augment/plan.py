@@ -162,7 +162,7 @@ def _pairs(
     spec: TaskSpec, items: _Items, user: int, history: list[int], pool: np.ndarray[Any, Any]
 ) -> Iterator[Wanted]:
     candidates = [int(i) for i in pool if i >= 0]
-    skip = "no_history" if not history else "no_candidates" if len(candidates) < 2 else None  # noqa: PLR2004
+    skip = "no_history" if not history else "no_candidates" if len(candidates) < 2 else None
     for draw in range(spec.draws):
         if skip is not None:
             yield Wanted(user, draw, skip=skip)

@@ -100,9 +100,7 @@ def _check_origin(path: Path, dataset: InteractionDataset) -> str:
     return str(said.get("model_fingerprint", ""))
 
 
-def _refuse_train_items(
-    items: NDArray[np.int64], dataset: InteractionDataset, source: str
-) -> None:
+def _refuse_train_items(items: NDArray[np.int64], dataset: InteractionDataset, source: str) -> None:
     train = dataset.train
     for user in range(dataset.n_users):
         liked = train.indices[train.indptr[user] : train.indptr[user + 1]]
@@ -139,5 +137,3 @@ def _content(items: NDArray[np.int64], dataset: InteractionDataset, model: str) 
         line = "\t".join([str(dataset.user_ids[user]), *(names[i] for i in items[user])])
         digest.update(line.encode() + b"\n")
     return Pool(items, digest.hexdigest(), model)
-
-

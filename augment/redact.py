@@ -55,7 +55,7 @@ def read_key(name: str) -> Secret | None:
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """Hide live keys and whatever looks like one."""
     for secret in sorted({*_live, *secrets}, key=len, reverse=True):
-        if len(secret) >= 4:  # noqa: PLR2004  # shorter ones would blot out plain words
+        if len(secret) >= 4:  # shorter ones would blot out plain words
             text = text.replace(secret, HIDDEN)
     for pattern in _PATTERNS:
         text = pattern.sub(lambda m: (m.group(1) if m.re.groups else "") + HIDDEN, text)

@@ -10,6 +10,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from augment.answers import find_spec, texts_to_embed
 from augment.budget import set_cap
 from augment.engine import Engine
 from augment.errors import AugmentStop
@@ -25,7 +26,6 @@ from augment.specs import KINDS, request_key
 from augment.store import PlanRow, add_spec, open_readonly, pack, plan, price_id, take_over
 from augment.store.claims import count_open
 from augment.store.lock import boot_id
-from augment.answers import find_spec, texts_to_embed
 from llmrec_pl import __version__
 from llmrec_pl.errors import ConfigError
 
@@ -45,7 +45,7 @@ PLAN_BLOCK = 5_000
 _GRACE = 30.0
 
 
-class Interrupted(AugmentStop):  # noqa: N818  # a stop asked for is no error
+class Interrupted(AugmentStop):  # a stop asked for is no error
     """A person or a scheduler asked to stop."""
 
     exit_code = 130
@@ -183,9 +183,7 @@ class Runner:
             cap = parse_usd(given)
             self.store.do(lambda db: set_cap(db, cap))
         elif not (free or self.options.no_cap):
-            (cap,) = self.store.do(
-                lambda db: db.execute("SELECT cap_pusd FROM ledger").fetchone()
-            )
+            (cap,) = self.store.do(lambda db: db.execute("SELECT cap_pusd FROM ledger").fetchone())
             if cap is None:
                 raise ConfigError(
                     "this run costs money and has no budget: say `--max-usd 5` (see `python -m "
@@ -288,7 +286,9 @@ class Runner:
         from augment.probe import probe_structured
 
         mode = await probe_structured(answerer, model_of(kind, self.config))
-        self.store.do(lambda db: db.execute("INSERT INTO meta VALUES (?, ?)", (name, mode)).rowcount)
+        self.store.do(
+            lambda db: db.execute("INSERT INTO meta VALUES (?, ?)", (name, mode)).rowcount
+        )
         return mode
 
     def plan(self, spec: TaskSpec) -> int:

@@ -54,7 +54,7 @@ def profile_model(fields: tuple[str, ...], *, null: bool) -> type[BaseModel]:
 def record_model(fields: tuple[str, ...], *, null: bool) -> type[BaseModel]:
     """Return the check of one item's record."""
     kind = Short | None if null else Short
-    types: dict[str, Any] = {"id": (str, ...), **{name: (kind, ...) for name in fields}}
+    types: dict[str, Any] = {"id": (str, ...), **dict.fromkeys(fields, (kind, ...))}
     return create_model("ItemAttributes", __config__=_CONFIG, **types)
 
 
@@ -123,8 +123,8 @@ def form_in_words(spec: TaskSpec) -> str:
     if spec.kind == "attributes":
         fields = ", ".join(f'"{name}": "<{name}>"' for name in spec.settings["fields"])
         return f'{{"items": [{{"id": "<id>", {fields}}}]}}'
-    shown = {name: ["<name>"] if "liked_" in name else f"<{name}>" for name in spec.settings["fields"]}
+    shown = {
+        name: ["<name>"] if "liked_" in name else f"<{name}>" for name in spec.settings["fields"]
+    }
     shown |= {"age": "<number, or a band such as 25-34>", "gender": "<male, female or other>"}
     return canonical_json({name: shown[name] for name in spec.settings["fields"]})
-
-

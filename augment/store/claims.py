@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable
 
-_COLUMNS = "id, key, spec, tries, rejects, unknowns, draw, depth, body, context, bound_in, bound_out"
+_COLUMNS = (
+    "id, key, spec, tries, rejects, unknowns, draw, depth, body, context, bound_in, bound_out"
+)
 
 
 @dataclass(frozen=True, slots=True)

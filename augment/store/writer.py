@@ -74,7 +74,7 @@ class Writer:
     def _run(self, ready: Future[None]) -> None:
         try:
             db = self._connect()
-        except BaseException as error:  # noqa: BLE001  # handed to whoever waits
+        except BaseException as error:  # handed to whoever waits
             ready.set_exception(error)
             return
         ready.set_result(None)
@@ -100,7 +100,7 @@ class Writer:
         outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
             if self.failure is not None:
-                raise self.failure  # noqa: TRY301  # one path for all that cannot be written
+                raise self.failure  # one path for all that cannot be written
             db.execute("BEGIN IMMEDIATE")
             for operation, future in group:
                 outcomes.append((future, *_apply(db, operation)))
@@ -148,7 +148,7 @@ def _apply(
         db.execute("ROLLBACK TO one")
         db.execute("RELEASE one")
         return None, error
-    except Exception as error:  # noqa: BLE001  # it belongs to whoever waits for the operation
+    except Exception as error:  # it belongs to whoever waits for the operation
         db.execute("ROLLBACK TO one")
         db.execute("RELEASE one")
         return None, error

@@ -1,6 +1,5 @@
 """The spool keeps whole bodies and nothing else."""
 
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
