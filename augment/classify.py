@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import math
-import time
+import re
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -23,9 +22,30 @@ if TYPE_CHECKING:
     from augment.wire import Reply
 
 Billed = Literal["yes", "no", "unknown"]
-_UNSENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "gaierror"}
-_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
-_SERVER = {408, 409, 500, 502, 503, 504, 529}
+_UNSENT = frozenset(
+    ["ConnectError", "ConnectTimeout", "PoolTimeout", "ConnectionRefusedError", "gaierror"]
+)
+_MAYBE_SENT = frozenset(
+    [
+        "ReadTimeout",
+        "ReadError",
+        "WriteTimeout",
+        "WriteError",
+        "RemoteProtocolError",
+        "DecodingError",
+        "TimeoutError",
+        "CancelledError",
+        "ConnectionResetError",
+    ]
+)
+_UNUSABLE = frozenset(["UnsupportedProtocol", "InvalidURL", "LocalProtocolError"])
+_QUOTA = frozenset(["insufficient_quota", "billing_hard_limit_reached", "billing_not_active"])
+_AUTH = frozenset(["invalid_api_key", "model_not_found", "DeploymentNotFound"])
+_FILTER = frozenset(["content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"])
+_NUMBER = re.compile(r"\d{1,12}(\.\d{1,12})?", re.ASCII)
+_LONGEST_PAUSE = 7 * 86_400.0  # seconds; a longer one is a mistake
+_SERVER = frozenset([408, 409, 425, 499])
+_REFUSED_INPUT = frozenset([400, 413, 414, 422, 431])
 
 
 class Outcome(StrEnum):
@@ -63,41 +83,53 @@ class Classified:
 
 def classify(reply: Reply) -> Classified:
     """Return what a reply means."""
-    if reply.status is None or (reply.status == 200 and reply.body is None):
+    if reply.status is None or (200 <= reply.status < 300 and reply.body is None):
         return _failed(reply)
-    if reply.status == 200:
+    if 200 <= reply.status < 300:
         return Classified(Outcome.ok, "yes", None, "ok", "")
-    code, text, is_json = _error_of(reply.body or b"")
-    outcome, billed = _by_status(reply.status, code, is_json=is_json)
-    message = redact(f"HTTP {reply.status}: {text or 'no message'}")[:500]
+    codes, text, is_json = _error_of(reply.body or b"")
+    outcome, billed = _by_status(reply.status, codes, is_json=is_json)
+    message = f"HTTP {reply.status}: {text or 'no message'}"
     if 300 <= reply.status < 400:
         where = reply.headers.get("location", "another address")
-        message = redact(f"HTTP {reply.status}: a redirect to {where} is not followed.")
+        message = f"HTTP {reply.status}: a redirect to {where} is not followed."
     name = "refused" if outcome == Outcome.refused else f"http_{reply.status}"
-    return Classified(outcome, billed, retry_after(reply.headers), name, message)
+    return Classified(outcome, billed, retry_after(reply.headers), name, _one_line(message))
 
 
-def _by_status(status: int, code: str, *, is_json: bool) -> tuple[Outcome, Billed]:
-    if status == 402 or (status == 429 and code in _QUOTA):
+def _by_status(status: int, codes: frozenset[str], *, is_json: bool) -> tuple[Outcome, Billed]:
+    if status >= 500 or status in _SERVER:
+        # A gateway's page says nothing of what the model behind it did.
+        return Outcome.server, "no" if is_json and status != 499 else "unknown"
+    if status == 402 or codes & _QUOTA:
         return Outcome.quota, "no"
     if status == 429:
         return Outcome.rate_limited, "no"
-    if status in (401, 403, 404) or 300 <= status < 400:
-        return Outcome.auth, "no"
-    if status in _SERVER or status >= 500:
-        return Outcome.server, "no" if is_json else "unknown"
-    if code in ("content_filter", "content_policy_violation"):
+    if codes & _FILTER:
         return Outcome.refused, "no"
-    return Outcome.refused_input, "no"
+    if status in _REFUSED_INPUT and not codes & _AUTH:
+        return Outcome.refused_input, "no"
+    if status < 200:
+        return Outcome.ambiguous, "unknown"
+    return Outcome.auth, "no"  # whatever else is refused will be refused again
 
 
 def _failed(reply: Reply) -> Classified:
-    names = [type(error).__name__ for error in _chain(reply.error)]
-    first = next(iter(names), "no reply")
-    text = redact(f"{first}: {reply.error}")[:500]
-    if reply.status is None and _UNSENT & set(names):
-        return Classified(Outcome.not_sent, "no", None, "not_sent", text)
-    return Classified(Outcome.ambiguous, "unknown", None, "ambiguous", text)
+    chain = list(_chain(reply.error))
+    names = [type(error).__name__ for error in chain]
+    known = (name for name in names if name in _UNSENT | _MAYBE_SENT | _UNUSABLE)
+    first = next(known, names[0] if names else "no reply")
+    words = [str(error) for error in chain if str(error)]
+    # The text of an unusable header holds the header.
+    text = f"{first}: {words[-1]}" if words and first not in _UNUSABLE else first
+    # aiohttp calls a connection that breaks after the request a ConnectTimeout.
+    other = any(type(error).__module__.partition(".")[0] == "aiohttp" for error in chain)
+    if reply.status is None and not other:
+        if first in _UNSENT or "SSLCertVerificationError" in names:
+            return Classified(Outcome.not_sent, "no", None, "not_sent", _one_line(text))
+        if first in _UNUSABLE:
+            return Classified(Outcome.auth, "no", None, "unusable", _one_line(text))
+    return Classified(Outcome.ambiguous, "unknown", None, "ambiguous", _one_line(text))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -108,16 +140,26 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _error_of(body: bytes) -> tuple[str, str, bool]:
+def _error_of(body: bytes) -> tuple[frozenset[str], str, bool]:
+    """Return the codes, the message and whether it is an error in JSON."""
     try:
         content: Any = json.loads(body)
-    except ValueError:
-        return "", body[:200].decode(errors="replace").strip(), False
-    error = content.get("error", content) if isinstance(content, dict) else content
+    except (ValueError, RecursionError):
+        return frozenset(), body[:300].decode(errors="replace"), False
+    if not isinstance(content, dict):
+        return frozenset(), str(content)[:300], False
+    error = content.get("error", content)
     if not isinstance(error, dict):
-        return "", str(error)[:300], True
-    code = error.get("code") or error.get("type") or ""
-    return str(code), str(error.get("message") or "")[:300], True
+        return frozenset(), str(error)[:300], True
+    inner = error.get("innererror")
+    found = [error.get("code"), error.get("type")]
+    found.append(inner.get("code") if isinstance(inner, dict) else None)
+    message = error.get("message") or error.get("detail") or ""
+    return frozenset(code for code in found if isinstance(code, str)), str(message), True
+
+
+def _one_line(text: str) -> str:
+    return " ".join(redact(text).split())[:500]
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -125,22 +167,23 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
     A date is held against the server's own `Date`, so that a wrong clock here does no harm.
     """
-    try:
-        if (text := headers.get("retry-after-ms")) is not None:
-            return _sensible(float(text) / 1000)
-        text = headers.get("retry-after")
-        if text is None:
-            return None
-        try:
-            return _sensible(float(text))
-        except ValueError:
-            until = parsedate_to_datetime(text)
-            now = parsedate_to_datetime(headers["date"]) if "date" in headers else None
-            now = now or dt.datetime.fromtimestamp(time.time(), tz=dt.UTC)
-            return _sensible((until - now).total_seconds())
-    except (ValueError, TypeError, OverflowError):
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        text = headers.get(name, "").strip()
+        if _NUMBER.fullmatch(text) and (seconds := _sensible(float(text) / unit)) is not None:
+            return seconds
+    until, now = (_date(headers.get(name)) for name in ("retry-after", "date"))
+    if until is None:
         return None
+    return _sensible((until - (now or dt.datetime.now(dt.UTC))).total_seconds())
 
 
 def _sensible(seconds: float) -> float | None:
-    return seconds if math.isfinite(seconds) and 0 < seconds <= 7 * 86_400 else None
+    return seconds if 0 < seconds <= _LONGEST_PAUSE else None
+
+
+def _date(text: str | None) -> dt.datetime | None:
+    try:
+        date = parsedate_to_datetime(text or "")
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return date if date.tzinfo is not None else date.replace(tzinfo=dt.UTC)

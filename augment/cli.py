@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+import sqlite3
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from augment.errors import AugmentStop
-from augment.redact import redact
+from augment.redact import RedactingFilter, redact
 from llmrec_pl.errors import LLMRecError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COMMANDS = {
+    "init": "write a config for a data set",
+    "estimate": "what a run would ask and cost; sends nothing",
+    "plan": "write what is to be asked into the store; sends nothing",
     "run": "ask what is not answered yet, then export",
     "status": "what is planned, answered, failed and spent; also during a run",
-    "estimate": "what a run would ask and cost; sends nothing",
+    "export": "write the folder that the trainer reads",
+    "report": "look at the quality of what was answered",
     "cost": "what was paid for, by task, model and temperature; audit of the ledger",
     "budget": "show or set the store's budget",
     "unknown": "calls whose outcome nobody knows: list, release, retry",
     "retry-failed": "open quarantined requests again",
-    "export": "write the folder that the trainer reads",
+    "revalidate": "judge stored replies again; sends nothing",
+    "batch": "ask by the Batch API, or by files for an offline server",
     "cassette": "write all replies as one portable file, or check one",
     "replay": "run a cassette through the whole engine, without a network",
     "serve-local": "start a local server with a small real model",
@@ -30,6 +38,7 @@ COMMANDS = {
 }
 _MODULES = {"serve-local": "augment.local_server"}
 _USAGE = "usage: python -m augment COMMAND [options]\n"
+_SECRET_NAMES = ("KEY", "TOKEN", "SECRET")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -39,28 +48,58 @@ def main(args: Sequence[str] | None = None) -> None:
         print(_help())
         return
     name = arguments[0]
+    if name == "--version":
+        from llmrec_pl import __version__
+
+        print(__version__)
+        return
     if name not in COMMANDS:
-        sys.stderr.write(f"{_USAGE}unknown command {name!r}; see --help.\n")
+        _say(f"{_USAGE}unknown command {name!r}; see --help.")
         sys.exit(2)
+    # before `openai` sets up its own handlers, which would not redact
+    handler = logging.StreamHandler()
+    handler.addFilter(RedactingFilter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         run_command(name, arguments[1:])
     except AugmentStop as stop:
-        sys.stderr.write(redact(f"stopped: {stop}\n"))
+        _say(f"stopped: {_one_line(stop)}")
         sys.exit(stop.exit_code)
     except LLMRecError as error:
-        sys.stderr.write(redact(f"error: {error}\n"))
+        _say(f"error: {_one_line(error)}")
+        sys.exit(1)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        hint = "check the path, its permissions and the free space."
-        sys.stderr.write(redact(f"error: {error}; {hint}\n"))
+        _say(f"error: {_one_line(error)}; check the path, its permissions and the free space.")
+        sys.exit(1)
+    except sqlite3.DatabaseError as error:
+        _say(f"error: the store cannot be read: {_one_line(error)}; see `doctor`.")
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.stderr.write("stopped.\n")
+        _say("stopped.")
         sys.exit(130)
 
 
+def _one_line(error: BaseException) -> str:
+    return str(error).replace("\n", " ")
+
+
+def _say(text: str) -> None:
+    """Write to standard error, without keys."""
+    named = (v for k, v in os.environ.items() if k.upper().endswith(_SECRET_NAMES))
+    secrets = [value.strip() for value in named if len(value.strip()) >= 8]
+    sys.stderr.write(redact(text, secrets) + "\n")
+
+
 def run_command(name: str, arguments: list[str]) -> None:
-    """Run one command; its module is imported only now."""
+    """Run one command; its module is imported only now.
+
+    Args:
+        name: a key of `COMMANDS`.
+        arguments: what stands after the name on the command line.
+    """
     module = import_module(_MODULES.get(name, f"augment.commands.{name.replace('-', '_')}"))
     parser = argparse.ArgumentParser(
         prog=f"python -m augment {name}",

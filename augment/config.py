@@ -237,10 +237,12 @@ def _expanded(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _nested(path: list[str], value: Any) -> dict[str, Any]:
+def _nested(path: list[str], value: object) -> dict[str, Any]:
+    nested = value
     for name in reversed(path):
-        value = {name: value}
-    return dict(value)
+        nested = {name: nested}
+    assert isinstance(nested, dict)  # a path has at least one name
+    return nested
 
 
 def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:

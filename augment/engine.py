@@ -12,7 +12,7 @@ import dataclasses
 import heapq
 import random
 from collections import deque
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from augment.classify import Classified, Outcome, classify
 from augment.errors import (
@@ -31,7 +31,8 @@ from augment.store.claims import Claimed, claim
 from augment.wire import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
 
     from augment.clock import Clock
     from augment.limits import Limits
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from augment.store import RequestChange, Settlement, Store
     from augment.wire import Answerer, Reply
 
+T = TypeVar("T")
 _TEXT_TOKENS_PER_CALL = 100_000
 _FIRST_REPLIES = 200
 _BACKOFF = (0.5, 60.0)
@@ -96,7 +98,7 @@ class Engine:
         self._news = asyncio.Event()
         self._claiming = asyncio.Lock()
         self._random = random.Random(seed)  # jitter, no secret
-        self._replies = self._rejected = self._waiting_for_budget = 0
+        self._replies = self._rejected = self._reserved = 0
 
     async def run(self) -> None:
         """Send until nothing is left or a reason to stop appears.
@@ -118,6 +120,7 @@ class Engine:
         """Send nothing more; calls in flight are awaited by `run`."""
         if self.stopped is None:
             self.stopped = reason
+        self.limits.close()
         self._notify()
 
     async def _work(self) -> None:
@@ -209,12 +212,15 @@ class Engine:
         classified: Classified | None = None
         settlement: Settlement | None = None
         reply: Reply | None = None
+        reserved = 0
         try:
             if self.stopped is not None:
                 return
             attempt, bound = await self._reserve(items)
             if attempt is None:
                 return
+            reserved = 1
+            self._reserved += 1
             point("intent")
             try:
                 await self.limits.ready()
@@ -231,6 +237,7 @@ class Engine:
             point("judged")
             await self._done(self.store.settle(settlement))
         finally:
+            self._reserved -= reserved
             used = settlement.usage if settlement is not None else None
             self.limits.leave(
                 classified,
@@ -260,14 +267,10 @@ class Engine:
                     )
                 )
             except BudgetStop as reason:
-                if self._flying <= self._waiting_for_budget + 1:
+                if not self._reserved:  # nobody is left who could give some back
                     self.stop(reason)
                     return None, bound
-                self._waiting_for_budget += 1
-                try:
-                    await self._pause(None)
-                finally:
-                    self._waiting_for_budget -= 1
+                await self._pause(None)
                 if self.stopped is not None:
                     return None, bound
             else:
@@ -279,7 +282,7 @@ class Engine:
             body["input"] = [item.body["input"] for item in items]
         return Call(self.spec.endpoint, body, tuple(item.key for item in items))
 
-    def _journal(self, attempt: int) -> Any:
+    def _journal(self, attempt: int) -> Callable[[bytes], None]:
         def keep(body: bytes) -> None:
             # A spool that cannot grow is no reason to drop a reply: it is still committed.
             with contextlib.suppress(OSError):
@@ -384,7 +387,7 @@ class Engine:
         if reason is not None:
             self.stop(reason)
 
-    async def _done(self, future: Any) -> Any:
+    async def _done(self, future: Future[T]) -> T:
         """Await a commit; it goes on even if the waiting task is cancelled."""
         return await asyncio.shield(asyncio.wrap_future(future))
 

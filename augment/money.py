@@ -136,7 +136,7 @@ def _row(values: object) -> Price:
     if values["tier"] not in get_args(Tier):
         raise ValueError(f"tier {values['tier']!r} of {values['model']!r} is not sync or batch")
     since = values["valid_from"]
-    if not isinstance(since, date) or isinstance(since, datetime):
+    if type(since) is not date:
         raise ValueError(f"`valid_from` of {values['model']!r} must be a date like 2024-07-18")
     return Price(
         model=str(values["model"]),
@@ -245,17 +245,17 @@ def bound_output(body: dict[str, Any]) -> int | None:
     """Return the most tokens that the answers can have; None if the body sets no limit."""
     if "messages" not in body:
         return 0
-    limits = [body.get(name) for name in ("max_tokens", "max_completion_tokens")]
-    known = [limit for limit in limits if _is_count(limit)]
-    samples = body.get("n")
-    samples = 1 if samples is None else samples
-    if not known or not _is_count(samples):
-        return None
-    return int(max(known)) * int(samples)
+    limits = [_count(body.get(name)) for name in ("max_tokens", "max_completion_tokens")]
+    known = [limit for limit in limits if limit is not None]
+    samples = 1 if body.get("n") is None else _count(body["n"])
+    return None if not known or samples is None else max(known) * samples
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS
+def _count(value: object) -> int | None:
+    """Return a count of tokens or answers, None for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS:
+        return value
+    return None
 
 
 def bound_cost(price: Price, bound_in: int, bound_out: int) -> int:
@@ -294,16 +294,14 @@ class Usage:
         except (ValueError, RecursionError):
             return None
         usage = body.get("usage") if isinstance(body, dict) else None
-        if not isinstance(usage, dict) or not _is_count(usage.get("prompt_tokens")):
+        if not isinstance(usage, dict):
             return None
-        prompt, total = usage["prompt_tokens"], usage.get("total_tokens")
-        output = usage.get("completion_tokens")
-        if output is None and _is_count(total) and total >= prompt:
-            output = total - prompt
-        if not _is_count(output):
+        prompt, output, total = (
+            _count(usage.get(f"{name}_tokens")) for name in ("prompt", "completion", "total")
+        )
+        if prompt is None or (output is None and (total is None or total < prompt)):
             return None
-        if _is_count(total):
-            output = max(output, total - prompt)
+        output = max(output or 0, (total or 0) - prompt)
         cached = _detail(usage, "prompt_tokens_details", "cached_tokens", prompt)
         reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens", output)
         return cls(prompt, output, cached, reasoning)
@@ -311,8 +309,8 @@ class Usage:
 
 def _detail(usage: dict[str, Any], group: str, name: str, most: int) -> int:
     details = usage.get(group)
-    count = details.get(name) if isinstance(details, dict) else None
-    return int(count) if _is_count(count) and count <= most else 0  # type: ignore[operator, arg-type]
+    count = _count(details.get(name)) if isinstance(details, dict) else None
+    return 0 if count is None or count > most else count
 
 
 def cost(price: Price, usage: Usage) -> int:

@@ -6,15 +6,13 @@ data set gives the same requests.
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import polars as pl
-
+from augment.catalogue import Catalogue, item_table_sha
 from augment.config import AttributesTask, PairsTask, ProfilesTask
-from augment.pools import Pool, keyed_seed, load_pool
-from augment.prompts import clean_text, render, shown_line, template_sha
+from augment.history import Histories, times_sha
+from augment.pools import Pool, keyed_order, load_pool
+from augment.prompts import HEURISTIC, Renderer, clean_text, template_sha
 from augment.providers import model_of, provider_label
 from augment.schemas import attribute_fields, profile_fields
 from augment.specs import TaskSpec, Wanted, canonical_json
@@ -23,21 +21,29 @@ from augment.validate import validator_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from augment.config import AugmentConfig
+    from augment.config import AugmentConfig, EmbedTask
     from augment.specs import Kind
     from llmrec_pl.data.dataset import InteractionDataset
 
-HEURISTIC = "heuristic-1"
 Text = tuple[int, int, str]
 """Entity, number of the field, text."""
+_TABLE_DIGITS = 16
 
 
 def pool_for(kind: Kind, config: AugmentConfig, dataset: InteractionDataset) -> Pool | None:
-    """Return the candidate pools of the pairs task; None for other tasks."""
+    """Return the candidate pools of the pairs task; None for other tasks.
+
+    Raises:
+        ConfigError: none is named, or its file is missing.
+        AugmentationError: it does not fit the data set.
+    """
     task = config.tasks.pairs
     if kind != "pairs" or task is None:
         return None
     return load_pool(task.pool, dataset, task.n_candidates, task.shuffle_seed)
+
+
+# Specs -----------------------------------------------------------------------------------------
 
 
 def make_spec(
@@ -47,58 +53,86 @@ def make_spec(
     structured: str,
     pool: Pool | None,
 ) -> TaskSpec:
-    """Return a task with all that its answers depend on."""
+    """Return a task with all that its requests depend on.
+
+    Args:
+        kind: the task; the config must have it.
+        config: what to ask whom.
+        dataset: about what.
+        structured: "json_schema", "json_object" or "none", as the server takes it.
+        pool: candidates, for pairs.
+
+    Raises:
+        ConfigError: the words of the domain give two fields one name, or pairs lack a pool.
+    """
     task: Any = getattr(config.tasks, kind)
-    domain = config.domain.model_dump()
     common = {
         "kind": kind,
         "provider": provider_label(kind, config),
         "model": model_of(kind, config),
         "dataset_fp": dataset.fingerprint,
     }
-    attributes = config.tasks.attributes or AttributesTask()
-    item_fields = attribute_fields(attributes.fields, domain)
     if kind == "embed":
-        return TaskSpec(
-            **common,
-            endpoint="embeddings",
-            params={"dimensions": task.dimensions} if task.dimensions else {},
-            validator=validator_name(kind, ""),
-            texts_per_call=task.texts_per_call,
-            settings={"fields": ["profile", *item_fields]},
-        )
+        return TaskSpec.model_validate(common | _embed_parts(config, task))
     heuristic = config.provider.name == "heuristic"
     prompt_set = HEURISTIC if heuristic else task.prompt_set
+    return TaskSpec.model_validate(
+        common
+        | {
+            "endpoint": "chat.completions",
+            "params": {} if heuristic else _params(task),
+            "prompt_set": prompt_set,
+            "prompt_sha": template_sha(prompt_set, kind),
+            "structured": "none" if heuristic else structured,
+            "validator": validator_name(kind, prompt_set),
+            "draws": getattr(task, "draws", 1),
+            "items_per_call": getattr(task, "items_per_call", 1),
+            "settings": _settings(task, config, dataset, pool),
+        }
+    )
+
+
+def _settings(
+    task: PairsTask | ProfilesTask | AttributesTask,
+    config: AugmentConfig,
+    dataset: InteractionDataset,
+    pool: Pool | None,
+) -> dict[str, Any]:
+    domain = config.domain.model_dump()
     settings: dict[str, Any] = {
         "domain": domain,
         "mask_titles": task.mask_titles,
         "max_tokens_ceiling": task.max_tokens_ceiling,
+        "item_table": item_table_sha(dataset),
     }
-    if isinstance(task, PairsTask | ProfilesTask):
-        settings["history"] = task.history
-        settings["fields"] = profile_fields(domain)
-    if isinstance(task, PairsTask):
-        assert pool is not None  # pool_for gives one for pairs
-        settings |= {"n_candidates": task.n_candidates, "shuffle_seed": task.shuffle_seed}
-        settings |= {"pool": pool.sha256, "pool_model": pool.model_fingerprint, "fields": []}
-    if kind == "attributes":
-        settings["fields"] = item_fields
-    params = {} if heuristic else _params(task)
-    return TaskSpec(
-        **common,
-        endpoint="chat.completions",
-        params=params,
-        prompt_set=prompt_set,
-        prompt_sha=template_sha(prompt_set, kind),
-        structured="none" if heuristic else structured,  # type: ignore[arg-type]  # checked
-        validator=validator_name(kind, prompt_set),
-        draws=getattr(task, "draws", 1),
-        items_per_call=getattr(task, "items_per_call", 1),
-        settings=settings,
-    )
+    if isinstance(task, AttributesTask):
+        return settings | {"fields": attribute_fields(task.fields, domain)}
+    settings |= {"history": task.history, "times": times_sha(dataset)}
+    if isinstance(task, ProfilesTask):
+        return settings | {"fields": profile_fields(domain)}
+    assert pool is not None  # pool_for gives one for pairs
+    return settings | {
+        "fields": [],
+        "n_candidates": task.n_candidates,
+        "shuffle_seed": task.shuffle_seed,
+        "pool": pool.sha256,
+        "pool_model": pool.model_fingerprint,
+    }
 
 
-def _params(task: Any) -> dict[str, Any]:
+def _embed_parts(config: AugmentConfig, task: EmbedTask) -> dict[str, Any]:
+    attributes = config.tasks.attributes or AttributesTask()
+    fields = attribute_fields(attributes.fields, config.domain.model_dump())
+    return {
+        "endpoint": "embeddings",
+        "params": {"dimensions": task.dimensions} if task.dimensions else {},
+        "validator": validator_name("embed", ""),
+        "texts_per_call": task.texts_per_call,
+        "settings": {"fields": ["profile", *fields]},
+    }
+
+
+def _params(task: PairsTask | ProfilesTask | AttributesTask) -> dict[str, Any]:
     params = {
         "temperature": task.temperature,
         "top_p": task.top_p,
@@ -106,6 +140,9 @@ def _params(task: Any) -> dict[str, Any]:
         "seed": task.seed,
     }
     return {name: value for name, value in params.items() if value is not None}
+
+
+# Requests --------------------------------------------------------------------------------------
 
 
 def wanted(
@@ -123,20 +160,13 @@ def wanted(
         texts: what to embed, for embeddings.
     """
     if spec.kind == "embed":
-        yield from _embeddings(spec, texts)
-        return
-    items = _Items(spec, dataset)
+        return _embeddings(spec, texts)
     if spec.kind == "attributes":
-        yield from _attributes(spec, items)
-        return
-    histories = _Histories(dataset, int(spec.settings["history"]))
-    for user in range(dataset.n_users):
-        history = histories.of(user)
-        if spec.kind == "profiles":
-            yield _profile(spec, items, user, history)
-        else:
-            assert pool is not None  # given for pairs
-            yield from _pairs(spec, items, user, history, pool.items[user])
+        return _Attributes(spec, dataset).wanted()
+    if spec.kind == "profiles":
+        return _Profiles(spec, dataset).wanted()
+    assert pool is not None  # given for pairs
+    return _Pairs(spec, dataset, pool).wanted()
 
 
 def _embeddings(spec: TaskSpec, texts: Iterable[Text]) -> Iterator[Wanted]:
@@ -148,163 +178,110 @@ def _embeddings(spec: TaskSpec, texts: Iterable[Text]) -> Iterator[Wanted]:
         yield Wanted(entity, field, body)
 
 
-def _profile(spec: TaskSpec, items: _Items, user: int, history: list[int]) -> Wanted:
-    if not history:
-        return Wanted(user, skip="no_history")
-    if spec.prompt_set == HEURISTIC:
-        asked = {"user": items.user_ids[user], "history": [items.ids[i] for i in history]}
-        return Wanted(user, 0, _described(spec, asked), {})
-    lines = "\n".join(items.line(i) for i in history)
-    return Wanted(user, 0, render(spec, history=lines), {})
+class _Asker:
+    """What the requests of a task have in common."""
+
+    def __init__(self, spec: TaskSpec, dataset: InteractionDataset) -> None:
+        self.spec, self.dataset = spec, dataset
+        self.items = Catalogue(spec, dataset)
+        self.heuristic = spec.prompt_set == HEURISTIC
+        self.renderer = None if self.heuristic else Renderer(spec)
+
+    def body(self, asked: dict[str, Any], draw: int = 0, **blocks: str) -> dict[str, Any]:
+        """Return a body: a prompt of these blocks, or for heuristics what is asked as it is."""
+        if self.renderer is not None:
+            return self.renderer.body(draw, **blocks)
+        # Heuristics answer from the item table, so a changed one makes another question.
+        table = self.spec.settings["item_table"][:_TABLE_DIGITS]
+        content = canonical_json({"task": self.spec.kind, "table": table, **asked})
+        return {"model": self.spec.model, "messages": [{"role": "user", "content": content}]}
+
+    def lines(self, items: Iterable[int]) -> list[str]:
+        """Return items as prompts show them; nothing for heuristics."""
+        return [] if self.heuristic else [self.items.lines[i] for i in items]
+
+    def ids(self, items: Iterable[int]) -> list[str]:
+        """Return what stands for items' original ids."""
+        return [self.items.ids[i] for i in items]
 
 
-def _pairs(
-    spec: TaskSpec, items: _Items, user: int, history: list[int], pool: np.ndarray[Any, Any]
-) -> Iterator[Wanted]:
-    candidates = [int(i) for i in pool if i >= 0]
-    skip = "no_history" if not history else "no_candidates" if len(candidates) < 2 else None
-    for draw in range(spec.draws):
-        if skip is not None:
-            yield Wanted(user, draw, skip=skip)
-            continue
-        shown = list(candidates)
-        if spec.prompt_set != "llmrec-2024":  # against a liking for the first in the list
-            seed = keyed_seed("shown", spec.settings["shuffle_seed"], items.user_ids[user], draw)
-            shown = [shown[i] for i in np.random.default_rng(seed).permutation(len(shown))]
-        ids = [items.ids[i] for i in shown]
-        context = {"shown": shown, "ids": ids}
-        if spec.prompt_set == HEURISTIC:
-            asked = {"user": items.user_ids[user], "candidates": ids}
-            asked["history"] = [items.ids[i] for i in history]
-            yield Wanted(user, draw, _described(spec, asked), context)
-            continue
-        if spec.prompt_set == "llmrec-2024":
-            context["history"] = [items.ids[i] for i in history]
-            lines = [items.line(i) for i in shown]
+class _Profiles(_Asker):
+    def wanted(self) -> Iterator[Wanted]:
+        histories = Histories(self.dataset, int(self.spec.settings["history"]))
+        for user, name in enumerate(self.dataset.user_ids.tolist()):
+            history = histories.of(user)
+            if not history:
+                yield Wanted(user, skip="no_history")
+                continue
+            asked = {"user": clean_text(name), "history": self.ids(history)}
+            body = self.body(asked, history="\n".join(self.lines(history)))
+            yield Wanted(user, 0, body, {})
+
+
+class _Pairs(_Asker):
+    def __init__(self, spec: TaskSpec, dataset: InteractionDataset, pool: Pool) -> None:
+        super().__init__(spec, dataset)
+        self.pool = pool
+        self.paper = spec.prompt_set == "llmrec-2024"
+
+    def wanted(self) -> Iterator[Wanted]:
+        histories = Histories(self.dataset, int(self.spec.settings["history"]))
+        for user, name in enumerate(self.dataset.user_ids.tolist()):
+            history = histories.of(user)
+            candidates: list[int] = [i for i in self.pool.items[user].tolist() if i >= 0]
+            skip = "no_history" if not history else "no_candidates" if len(candidates) < 2 else None
+            for draw in range(self.spec.draws):
+                if skip is not None:
+                    yield Wanted(user, draw, skip=skip)
+                else:
+                    yield self._draw(user, name, draw, history, candidates)
+
+    def _draw(
+        self, user: int, name: str, draw: int, history: list[int], candidates: list[int]
+    ) -> Wanted:
+        shown = candidates
+        if not self.paper:  # against a liking for the first in the list
+            names = self.ids(candidates)
+            order = keyed_order(names, "shown", self.spec.settings["shuffle_seed"], name, draw)
+            shown = [candidates[i] for i in order]
+        ids, lines = self.ids(shown), self.lines(shown)
+        context: dict[str, Any] = {"shown": shown, "ids": ids}
+        if self.paper:
+            context["history"] = self.ids(history)
         else:
-            lines = [items.line(i, str(number)) for number, i in enumerate(shown, 1)]
-        body = render(
-            spec,
-            history="\n".join(items.line(i) for i in history),
+            lines = [f"{number}. {line}" for number, line in enumerate(lines, 1)]
+        asked = {}
+        if self.heuristic:
+            asked = {"user": clean_text(name), "candidates": ids, "history": self.ids(history)}
+        body = self.body(
+            asked,
+            draw,
+            history="\n".join(self.lines(history)),
             candidates="\n".join(lines),
             n=str(len(shown)),
         )
-        yield Wanted(user, draw, body, context)
+        return Wanted(user, draw, body, context)
 
 
-def _attributes(spec: TaskSpec, items: _Items) -> Iterator[Wanted]:
-    """Group titled items in the order of their original ids, `items_per_call` at a time."""
-    group: list[int] = []
-    for item in items.order:
-        if not items.titles[item] and spec.prompt_set != HEURISTIC:
-            yield Wanted(item, skip="no_title")
-            continue
-        group.append(item)
-        if len(group) == spec.items_per_call:
-            yield from _group(spec, items, group)
-            group = []
-    if group:
-        yield from _group(spec, items, group)
+class _Attributes(_Asker):
+    def wanted(self) -> Iterator[Wanted]:
+        """Group titled items in the order of their original ids, `items_per_call` at a time."""
+        group: list[int] = []
+        for item in self.items.order:
+            if not self.items.titles[item] and not self.heuristic:
+                yield Wanted(item, skip="no_title")
+                continue
+            group.append(item)
+            if len(group) == self.spec.items_per_call:
+                yield from self._group(group)
+                group = []
+        if group:
+            yield from self._group(group)
 
-
-def _group(spec: TaskSpec, items: _Items, group: list[int]) -> Iterator[Wanted]:
-    ids = [items.ids[i] for i in group]
-    context: dict[str, Any] = {"ids": ids, "items": list(group)}
-    if spec.prompt_set == HEURISTIC:
-        body = _described(spec, {"items": ids, "fields": spec.settings["fields"]})
-        context["lines"] = [""] * len(ids)
-    else:
-        context["lines"] = [items.line(i) for i in group]
-        body = render(spec, listed="\n".join(context["lines"]))
-    for item in group:
-        yield Wanted(item, 0, body, context)
-
-
-def _described(spec: TaskSpec, asked: dict[str, Any]) -> dict[str, Any]:
-    content = canonical_json({"task": spec.kind, **asked})
-    return {"model": spec.model, "messages": [{"role": "user", "content": content}]}
-
-
-class _Items:
-    """Ids, titles and lines of items, cleaned once."""
-
-    def __init__(self, spec: TaskSpec, dataset: InteractionDataset) -> None:
-        self.spec = spec
-        self.ids = [clean_text(str(name)) for name in dataset.item_ids.tolist()]
-        self.user_ids = [str(name) for name in dataset.user_ids.tolist()]
-        self.order = np.argsort(dataset.item_ids, kind="stable").tolist()
-        frame = dataset.items_frame()
-        self._columns = [
-            [clean_text("" if v is None else str(v)) for v in frame[name].to_list()]
-            if name in frame.columns
-            else [""] * len(self.ids)
-            for name in ("title", "year", "genres")
-        ]
-        self.titles = self._columns[0]
-        self._lines: dict[int, str] = {}
-
-    def line(self, item: int, label: str | None = None) -> str:
-        """Return an item as the prompt shows it."""
-        if label is not None:
-            return shown_line(self.spec, self._record(item), label)
-        if item not in self._lines:
-            self._lines[item] = shown_line(self.spec, self._record(item))
-        return self._lines[item]
-
-    def _record(self, item: int) -> dict[str, Any]:
-        if self.spec.settings["mask_titles"]:
-            masked = f"{self.spec.settings['domain']['item']} {self.ids[item]}"
-            return {"id": self.ids[item], "title": masked}
-        title, year, category = (column[item] for column in self._columns)
-        record: dict[str, Any] = {"id": self.ids[item], "title": title or "(untitled)"}
-        if year:
-            record["year"] = year
-        if category:
-            record[self.spec.settings["domain"]["category"]] = category
-        return record
-
-
-class _Histories:
-    """Train items of a user, oldest first, by time where it is known, then by original id."""
-
-    def __init__(self, dataset: InteractionDataset, most: int) -> None:
-        self._dataset, self._most = dataset, most
-
-    @cached_property
-    def _rank(self) -> np.ndarray[Any, Any]:
-        rank = np.empty(self._dataset.n_items, dtype=np.int64)
-        rank[np.argsort(self._dataset.item_ids, kind="stable")] = np.arange(self._dataset.n_items)
-        return rank
-
-    @cached_property
-    def _sorted(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Items of all users in one array, with where each user begins."""
-        train = self._dataset.train
-        users = np.repeat(np.arange(self._dataset.n_users), np.diff(train.indptr))
-        items = train.indices.astype(np.int64)
-        times = self._times(users, items)
-        order = np.lexsort((self._rank[items], times, users))
-        return items[order], train.indptr
-
-    def _times(self, users: np.ndarray[Any, Any], items: np.ndarray[Any, Any]) -> Any:
-        root = self._dataset.root
-        path = None if root is None else root / "interactions.parquet"
-        if path is None or "timestamp" not in pl.read_parquet_schema(path):
-            return np.zeros(len(items))
-        frame = pl.read_parquet(path, columns=["user", "item", "split", "timestamp"])
-        frame = frame.filter(pl.col("split") == "train").select("user", "item", "timestamp")
-        pairs = pl.DataFrame({"user": users, "item": items})
-        casts = pl.col("user", "item").cast(pl.Int64)
-        joined = pairs.with_columns(casts).join(
-            frame.with_columns(casts).unique(["user", "item"], keep="last", maintain_order=True),
-            on=["user", "item"],
-            how="left",
-            maintain_order="left",
-        )
-        return joined["timestamp"].cast(pl.Float64).fill_null(0.0).to_numpy()
-
-    def of(self, user: int) -> list[int]:
-        """Return the last items of a user's train history."""
-        items, starts = self._sorted
-        mine = items[starts[user] : starts[user + 1]]
-        return [int(i) for i in mine[-self._most :]]
+    def _group(self, group: list[int]) -> Iterator[Wanted]:
+        ids, lines = self.ids(group), self.lines(group)
+        asked = {"items": ids, "fields": self.spec.settings["fields"]}
+        body = self.body(asked, listed="\n".join(lines))
+        context = {"ids": ids, "items": group, "lines": lines}
+        for item in group:
+            yield Wanted(item, 0, body, context)

@@ -1,10 +1,15 @@
-"""Candidate pools C_u: what a base model would recommend, or a random placebo."""
+"""Candidate pools C_u: what a base model would recommend, or a random placebo.
+
+What is drawn here is drawn by hashes of names. It depends on no numbering and on no library's
+random generator, whose stream may change with its version, and with it what was paid for.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +19,8 @@ import polars as pl
 from llmrec_pl.errors import AugmentationError, ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from numpy.typing import NDArray
 
     from llmrec_pl.data.dataset import InteractionDataset
@@ -24,6 +31,7 @@ _REMEDY = (
     "RUN/checkpoints/best.ckpt` and name its candidates.parquet under `tasks.pairs.pool`, or say "
     "`tasks.pairs.pool=random` for the placebo."
 )
+_FEW = 8
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,8 @@ def load_pool(source: str, dataset: InteractionDataset, n: int, seed: int = 0) -
 
     Raises:
         ConfigError: no source given, or the file is missing.
-        AugmentationError: made for other data, unknown ids, too few candidates, train items.
+        AugmentationError: damaged, made for other data, unknown or doubled ids, too few
+            candidates, train items.
     """
     if source == RANDOM:
         return _content(_random(dataset, n, seed), dataset, RANDOM)
@@ -62,78 +71,148 @@ def load_pool(source: str, dataset: InteractionDataset, n: int, seed: int = 0) -
     if not path.is_file():
         raise ConfigError(f"no candidate pool at {source!r}. {_REMEDY}")
     model = _check_origin(path, dataset)
-    frame = pl.read_parquet(path, columns=["user_id", "item_id", "rank"]).sort("user_id", "rank")
-    users = {name: i for i, name in enumerate(dataset.user_ids.tolist())}
-    names = {name: i for i, name in enumerate(dataset.item_ids.tolist())}
-    items = np.full((dataset.n_users, n), -1, dtype=np.int64)
-    filled = np.zeros(dataset.n_users, dtype=np.int64)
-    for user, item in frame.select(pl.col("user_id", "item_id").cast(pl.String)).iter_rows():
-        if user not in users or item not in names:
-            raise AugmentationError(
-                f"{source!r} has user {user!r} or item {item!r}, which {dataset.name!r} lacks. "
-                + _REMEDY
-            )
-        row = users[user]
-        if filled[row] < n:
-            items[row, filled[row]] = names[item]
-            filled[row] += 1
-    if 0 < filled.max() < n:
+    items = _read(path, dataset, n)
+    most = int((items >= 0).sum(axis=1).max(initial=0))
+    if most < n:
         raise AugmentationError(
-            f"{source!r} has {filled.max()} candidates a user, `tasks.pairs.n_candidates` is {n}. "
+            f"{source!r} has {most} candidates a user, `tasks.pairs.n_candidates` is {n}. "
             f"Predict again with `--predictions.n_candidates {n}`."
         )
     _refuse_train_items(items, dataset, source)
     return _content(items, dataset, model)
 
 
+# Files -----------------------------------------------------------------------------------------
+
+
 def _check_origin(path: Path, dataset: InteractionDataset) -> str:
     about = path.with_name("predictions.json")
     if not about.is_file():
         raise AugmentationError(f"{str(about)!r} is missing beside the pool. {_REMEDY}")
-    said = json.loads(about.read_text(encoding="utf-8"))
-    if said.get("dataset_fingerprint") != dataset.fingerprint:
+    try:
+        said = json.loads(about.read_text(encoding="utf-8"))
+        found, model = str(said["dataset_fingerprint"]), str(said["model_fingerprint"])
+    except (ValueError, KeyError, TypeError) as error:
         raise AugmentationError(
-            f"pool {str(path)!r} was made for data with fingerprint "
-            f"{str(said.get('dataset_fingerprint'))[:12]}…, {dataset.name!r} has "
-            f"{dataset.fingerprint[:12]}…: another split would leak. {_REMEDY}"
+            f"{str(about)!r} does not say for which data and by which model the pool was made "
+            f"({error!r}). {_REMEDY}"
+        ) from error
+    if found != dataset.fingerprint:
+        raise AugmentationError(
+            f"pool {str(path)!r} was made for data with fingerprint {found[:12]}…, "
+            f"{dataset.name!r} has {dataset.fingerprint[:12]}…: another split would leak. "
+            f"{_REMEDY}"
         )
-    return str(said.get("model_fingerprint", ""))
+    return model
+
+
+def _read(path: Path, dataset: InteractionDataset, n: int) -> NDArray[np.int64]:
+    columns = ["user_id", "item_id", "rank"]
+    try:
+        frame = pl.read_parquet(path, columns=columns)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise AugmentationError(
+            f"cannot read columns {columns} of {str(path)!r}: {first}. {_REMEDY}"
+        ) from error
+    frame = frame.with_columns(pl.col("user_id", "item_id").cast(pl.String))
+    if frame.select("user_id", "item_id").is_duplicated().any():
+        raise AugmentationError(f"{str(path)!r} offers a user one item twice. {_REMEDY}")
+    users = pl.DataFrame({"user_id": dataset.user_ids.tolist()}).with_row_index("user")
+    items = pl.DataFrame({"item_id": dataset.item_ids.tolist()}).with_row_index("item")
+    frame = frame.join(users, on="user_id", how="left").join(items, on="item_id", how="left")
+    lost = frame.filter(pl.col("user").is_null() | pl.col("item").is_null())
+    if lost.height:
+        user, item = lost.select("user_id", "item_id").row(0)
+        raise AugmentationError(
+            f"{str(path)!r} has user {user!r} or item {item!r}, which {dataset.name!r} lacks. "
+            + _REMEDY
+        )
+    place = pl.int_range(pl.len()).over("user")
+    frame = frame.sort("user", "rank", "item_id").with_columns(place.alias("place"))
+    frame = frame.filter(pl.col("place") < n)
+    pools = np.full((dataset.n_users, n), -1, dtype=np.int64)
+    pools[frame["user"].to_numpy(), frame["place"].to_numpy()] = frame["item"].to_numpy()
+    return pools
 
 
 def _refuse_train_items(items: NDArray[np.int64], dataset: InteractionDataset, source: str) -> None:
     train = dataset.train
-    for user in range(dataset.n_users):
-        liked = train.indices[train.indptr[user] : train.indptr[user + 1]]
-        if np.isin(items[user], liked).any():
-            raise AugmentationError(
-                f"pool {source!r} offers user {dataset.user_ids[user]} items of their own train "
-                f"history; such a pool asks for what is known. {_REMEDY}"
-            )
+    liked_by = np.repeat(np.arange(dataset.n_users), np.diff(train.indptr))
+    liked = liked_by * dataset.n_items + train.indices
+    users, places = np.nonzero(items >= 0)
+    again = np.isin(users * dataset.n_items + items[users, places], liked)
+    if again.any():
+        user = int(users[again][0])
+        raise AugmentationError(
+            f"pool {source!r} offers user {str(dataset.user_ids[user])!r} items of their own "
+            f"train history; such a pool asks for what is known. {_REMEDY}"
+        )
+
+
+# Draws by name ---------------------------------------------------------------------------------
 
 
 def _random(dataset: InteractionDataset, n: int, seed: int) -> NDArray[np.int64]:
-    order = np.argsort(dataset.item_ids)  # the draw must not depend on dense numbering
-    items = np.full((dataset.n_users, n), -1, dtype=np.int64)
+    """Draw for each user `n` items that are not in train, all of them if there are fewer."""
+    order: list[int] = np.argsort(dataset.item_ids, kind="stable").tolist()
+    pools = np.full((dataset.n_users, n), -1, dtype=np.int64)
     train = dataset.train
     for user, name in enumerate(dataset.user_ids.tolist()):
         liked = set(train.indices[train.indptr[user] : train.indptr[user + 1]].tolist())
-        rng = np.random.default_rng(keyed_seed("pool", seed, name))
-        kept = [int(i) for i in order[rng.permutation(len(order))[: n + len(liked)]]]
-        kept = [i for i in kept if i not in liked][:n]
-        items[user, : len(kept)] = kept
-    return items
+        free = len(order) - len(liked)
+        if free < max(_FEW * n, len(order) // _FEW):  # drawing blindly would take long
+            rest = [i for i in order if i not in liked]
+            names = [str(dataset.item_ids[i]) for i in rest]
+            drawn = [rest[i] for i in keyed_order(names, "pool", seed, name)][:n]
+        else:
+            drawn, numbers = [], keyed_numbers("pool", seed, name)
+            while len(drawn) < n:
+                item = order[next(numbers) % len(order)]
+                if item not in liked:
+                    liked.add(item)
+                    drawn.append(item)
+        pools[user, : len(drawn)] = drawn
+    return pools
 
 
 def keyed_seed(what: str, *parts: object) -> int:
     """Return a seed that depends on names only, never on numbering or order."""
-    digest = hashlib.sha256("\0".join(map(str, (what, *parts))).encode()).digest()
-    return int.from_bytes(digest[:8], "big")
+    return int.from_bytes(_digest(what, *parts)[:8], "big")
+
+
+def keyed_numbers(what: str, *parts: object) -> Iterator[int]:
+    """Yield 64-bit numbers that depend on names only."""
+    for block in count():
+        digest = _digest(what, *parts, block)
+        for start in range(0, len(digest), 8):
+            yield int.from_bytes(digest[start : start + 8], "big")
+
+
+def keyed_order(names: Sequence[str], what: str, *parts: object) -> list[int]:
+    """Return the positions of names in an order that depends on names only."""
+    head = hashlib.sha256(_joined(what, *parts) + b"\0")
+    digests = []
+    for name in names:
+        one = head.copy()
+        one.update(_joined(name))
+        digests.append(one.digest())
+    return sorted(range(len(names)), key=digests.__getitem__)
+
+
+def _joined(*parts: object) -> bytes:
+    return "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
+
+
+def _digest(*parts: object) -> bytes:
+    return hashlib.sha256(_joined(*parts)).digest()
 
 
 def _content(items: NDArray[np.int64], dataset: InteractionDataset, model: str) -> Pool:
     digest = hashlib.sha256()
     names = [*dataset.item_ids.tolist(), ""]
-    for user in np.argsort(dataset.user_ids):
-        line = "\t".join([str(dataset.user_ids[user]), *(names[i] for i in items[user])])
-        digest.update(line.encode() + b"\n")
+    rows = items.tolist()
+    users = dataset.user_ids.tolist()
+    for user in np.argsort(dataset.user_ids, kind="stable").tolist():
+        digest.update(_joined(users[user], *(names[i] for i in rows[user])) + b"\n")
     return Pool(items, digest.hexdigest(), model)

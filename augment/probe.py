@@ -1,24 +1,37 @@
-"""Asks a server once which form of structured answers it knows; part of every body after."""
+"""Finds out how a server can be asked for JSON, before anything is planned.
+
+The answer is part of every body, hence of every request's key: it must be known first, and once.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Literal
 
 from augment.classify import Outcome, classify
-from augment.errors import AugmentStop, AuthStop, QuotaStop
+from augment.clock import SystemClock
+from augment.errors import AugmentStop, AuthStop, QuotaStop, RateLimitStop
 from augment.wire import Call
 
 if TYPE_CHECKING:
-    from augment.wire import Answerer
+    from collections.abc import Callable
 
-Structured = Literal["json_schema", "json_object", "none"]
+    from augment.classify import Classified
+    from augment.clock import Clock
+    from augment.wire import Answerer, Reply
+
+Mode = Literal["json_schema", "json_object", "none"]
+MODES: tuple[Mode, ...] = ("json_schema", "json_object", "none")
+_TRIES = 4
+_LONGEST_WAIT_S = 60.0
+_MAX_TOKENS = 32
 _SCHEMA = {
     "type": "object",
-    "properties": {"number": {"type": "integer", "enum": [1, 2]}},
-    "required": ["number"],
+    "properties": {"choice": {"type": "integer", "enum": [1, 2]}},
+    "required": ["choice"],
     "additionalProperties": False,
 }
-_FORMS: dict[Structured, dict[str, Any] | None] = {
+_FORMS: dict[Mode, dict[str, Any] | None] = {
     "json_schema": {
         "type": "json_schema",
         "json_schema": {"name": "probe", "strict": True, "schema": _SCHEMA},
@@ -28,39 +41,100 @@ _FORMS: dict[Structured, dict[str, Any] | None] = {
 }
 
 
-async def probe_structured(answerer: Answerer, model: str) -> Structured:
-    """Return the most demanding form that the server accepts.
+async def probe_structured(
+    answerer: Answerer,
+    model: str,
+    *,
+    clock: Clock | None = None,
+    journal: Callable[[bytes], None] | None = None,
+) -> Mode:
+    """Return the strictest form of answer that the server offers.
 
-    Sends one to three tiny requests, which are outside the ledger (about 30 tokens each).
+    Asks one tiny question per mode, the most capable first. A mode is given up if the server
+    refuses it (400, 422), or takes it and answers with something else, as servers do that do not
+    know the field. What a busy server refuses is asked again, up to four times.
+
+    Args:
+        answerer: who is asked.
+        model: name of the model.
+        clock: for the waits.
+        journal: gets the raw bodies; each call is billed for some 100 tokens.
 
     Raises:
-        AuthStop: the key, model or address is refused.
-        QuotaStop: no credit left.
-        AugmentStop: the server cannot be reached or fails.
+        AuthStop: key, model or address are refused, nobody listens, or even a plain question is
+            not accepted.
+        QuotaStop: the account has no credit left.
+        RateLimitStop: the server stays too busy.
     """
-    text = 'Answer with JSON only: {"number": 1}'
-    for mode, form in _FORMS.items():
-        body: dict[str, Any] = {
-            "model": model,
-            "messages": [{"role": "user", "content": text}],
-            "max_tokens": 16,
-        }
-        if form is not None:
-            body["response_format"] = form
-        said = classify(await answerer.send(Call("chat.completions", body, ()), _drop))
-        if said.outcome == Outcome.ok:
+    clock = clock or SystemClock()
+    refusal = ""
+    for mode in MODES:
+        call = Call("chat.completions", _body(model, mode), ())
+        reply, found = await _ask(answerer, call, clock, journal or _forget)
+        if found.outcome == Outcome.ok and (mode == "none" or _obeys(mode, reply)):
             return mode
-        if said.outcome == Outcome.auth:
-            raise AuthStop(f"the provider refused the call: {said.message}")
-        if said.outcome == Outcome.quota:
-            raise QuotaStop(f"the account has no credit left: {said.message}")
-        if said.outcome != Outcome.refused_input:
-            raise AugmentStop(
-                f"the server does not answer a first small request: {said.message} Check "
-                "`provider.base_urls`, or start one with `python -m augment serve-local`."
-            )
-    raise AugmentStop(f"the server refuses even a plain request to model {model!r}.")
+        if found.outcome not in (Outcome.ok, Outcome.refused_input, Outcome.refused):
+            raise _stop(found)
+        refusal = found.message
+    raise AuthStop(
+        f"the server does not even accept a plain question to model {model!r}: {refusal} Check "
+        "the model's name and whether it takes `max_tokens`."
+    )
 
 
-def _drop(body: bytes) -> None:
-    """Keep nothing: a probe answers no request of the plan."""
+def _body(model: str, mode: Mode) -> dict[str, Any]:
+    question = 'Choose 1 or 2. Answer with JSON only, in the form {"choice": 1}.'
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": _MAX_TOKENS,
+    }
+    form = _FORMS[mode]
+    return body if form is None else {**body, "response_format": form}
+
+
+async def _ask(
+    answerer: Answerer, call: Call, clock: Clock, journal: Callable[[bytes], None]
+) -> tuple[Reply, Classified]:
+    for attempt in range(1, _TRIES + 1):
+        reply = await answerer.send(call, journal)
+        found = classify(reply)
+        busy = found.outcome in (Outcome.rate_limited, Outcome.server, Outcome.ambiguous)
+        if not busy or attempt == _TRIES:
+            break
+        await clock.sleep(min(found.retry_after_s or 2.0**attempt, _LONGEST_WAIT_S))
+    return reply, found
+
+
+def _obeys(mode: Mode, reply: Reply) -> bool:
+    """Tell whether the answer has the form asked for; one that was cut has the benefit of doubt."""
+    try:
+        choice = json.loads(reply.body or b"")["choices"][0]
+        if choice.get("finish_reason") == "length":
+            return True
+        answer = json.loads(choice["message"]["content"])
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False
+    if mode == "json_object":
+        return isinstance(answer, dict)
+    return isinstance(answer, dict) and answer.keys() == {"choice"} and answer["choice"] in (1, 2)
+
+
+def _stop(found: Classified) -> AugmentStop:
+    if found.outcome == Outcome.quota:
+        return QuotaStop(f"the account has no credit left: {found.message}")
+    if found.outcome in (Outcome.rate_limited, Outcome.server):
+        return RateLimitStop(
+            f"the server stays too busy to be asked what it can do: {found.message} Try later, or "
+            "say `provider.structured=json_schema`."
+        )
+    if found.outcome == Outcome.auth:
+        return AuthStop(
+            f"the provider refused the call: {found.message} Check the key's environment "
+            "variable, the model's name and `base_urls`."
+        )
+    return AuthStop(f"the server cannot be asked: {found.message} Check `base_urls`.")
+
+
+def _forget(_body: bytes) -> None:
+    """Keep nothing."""

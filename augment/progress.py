@@ -1,12 +1,11 @@
-"""Progress of a run: a live line a task on a terminal, one JSON line every half minute elsewhere."""
+"""Progress of a run: a live line a task on a terminal, a JSON line every half minute elsewhere."""
 
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -24,14 +23,16 @@ if TYPE_CHECKING:
     from augment.specs import Kind, TaskSpec
 
 PLAIN_INTERVAL = 30.0
+"""Seconds between two lines where the output is no terminal."""
 _WIDTH = 24
+_PLANNING_STEP = 50_000
 
 
 class RunProgress(Watcher):
     """Shows a run; a context manager.
 
     Args:
-        console: where to write; standard error by default.
+        console: where to write; standard error by default, so that output can be piped.
         interval: seconds between lines where there is no terminal.
     """
 
@@ -39,18 +40,18 @@ class RunProgress(Watcher):
         self.console = console or Console(stderr=True)
         self._interval = interval
         self._live: Live | None = None
-        self._task: tuple[Kind, TaskSpec, int, Meter, Limits] | None = None
+        self._task: tuple[Kind, int, Meter, Limits] | None = None
+        self._finished: list[Text] = []
         self._begin = 0.0
         self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self._live = Live(
-                console=self.console, refresh_per_second=4, transient=True, get_renderable=self.line
-            )
+            self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self.lines)
             self._live.start()
         else:
-            threading.Thread(target=self._say, name="progress", daemon=True).start()
+            self._thread.start()
         return self
 
     def __exit__(
@@ -62,46 +63,39 @@ class RunProgress(Watcher):
         self._stop.set()
         if self._live is not None:
             self._live.stop()
-
-    def _say(self) -> None:
-        while not self._stop.wait(self._interval):
-            if self._task is not None:
-                print(json.dumps(self.figures()), file=sys.stderr, flush=True)
+        else:
+            self._thread.join()
 
     def recovered(self, found: Recovered) -> None:
         """Say what the last process left."""
-        self.console.print(f"last time: {found}", highlight=False)
+        self._say({"event": "recovered", "found": str(found)}, f"last time: {found}")
 
     def planning(self, kind: Kind, n: int) -> None:
         """Say how many answers are planned so far."""
-        if n % 50_000 == 0:
-            self.console.print(f"{kind}: {n:,} planned", highlight=False)
+        if n % _PLANNING_STEP == 0:
+            self._say({"event": "planning", "task": kind, "planned": n}, f"{kind}: {n:,} planned")
 
     def task(self, kind: Kind, spec: TaskSpec, to_send: int, meter: Meter, limits: Limits) -> None:
         """Begin a task."""
         self._begin = time.monotonic()
-        self._task = (kind, spec, to_send, meter, limits)
+        self._task = (kind, to_send, meter, limits)
 
     def task_done(self, kind: Kind) -> None:
-        """End a task with one plain line."""
-        if self._task is not None:
-            f = self.figures()
-            self.console.print(
-                f"{kind}: {f['done']:,} of {f['requests']:,} settled in {f['seconds']:.0f} s, "
-                f"{f['tokens_in']:,} tokens in, {f['tokens_out']:,} out, {f['spent']}",
-                highlight=False,
-            )
-        self._task = None
+        """Keep the task's last line."""
+        figures, self._task = self.figures(), None
+        if figures is not None:
+            self._finished.append(_line(figures))
+            if self._live is None:
+                self._print({"event": "task_done", **figures})
 
-    def figures(self) -> dict[str, float | int | str]:
-        """Return what is shown, as plain values."""
-        assert self._task is not None  # asked for while a task runs
-        kind, _, to_send, meter, limits = self._task
+    def figures(self) -> dict[str, Any] | None:
+        """Return what is shown, as plain values; None between tasks."""
+        if self._task is None:
+            return None
+        kind, to_send, meter, limits = self._task
         seconds = max(1e-9, time.monotonic() - self._begin)
         done = meter.finished
-        share = done / to_send if to_send else 1.0
-        projected = round(meter.spent_pusd / share) if share else 0
-        left = seconds / share - seconds if share else 0.0
+        share = min(1.0, done / to_send) if to_send else 1.0
         return {
             "task": kind,
             "done": done,
@@ -109,24 +103,49 @@ class RunProgress(Watcher):
             "tokens_in": meter.tokens_in,
             "tokens_out": meter.tokens_out,
             "spent": format_usd(meter.spent_pusd),
-            "projected": format_usd(projected),
+            "projected": format_usd(round(meter.spent_pusd / share)) if share else None,
             "per_second": round(done / seconds, 2),
             "seconds": round(seconds, 1),
-            "left_s": round(left),
-            "waiting": limits.waiting_for(),
+            "left_s": round(seconds / share - seconds) if share else None,
+            "waiting_for": limits.waiting_for(),
         }
 
-    def line(self) -> Text:
-        """Return the live line."""
-        if self._task is None:
-            return Text("planning ...")
-        f = self.figures()
-        done, of = int(f["done"]), max(1, int(f["requests"]))
-        bar = ("█" * (_WIDTH * min(done, of) // of)).ljust(_WIDTH, "░")
-        left = int(f["left_s"])
-        text = (
-            f"{f['task']:<10} {bar} {done:,}/{of:,}  {f['per_second']}/s  "
-            f"{f['tokens_in']:,}+{f['tokens_out']:,} tokens  {f['spent']} of {f['projected']}  "
-            f"{left // 60}:{left % 60:02d} left"
-        )
-        return Text(f"{text}  waiting: {f['waiting']}" if f["waiting"] else text)
+    def lines(self) -> Text:
+        """Return the live display: a line for each task so far."""
+        figures = self.figures()
+        now = Text("planning ...") if figures is None else _line(figures)
+        return Text("\n").join([*self._finished, *([] if self._stop.is_set() else [now])])
+
+    def _repeat(self) -> None:
+        while not self._stop.wait(self._interval):
+            figures = self.figures()
+            if figures is not None:
+                self._print({"event": "progress", **figures})
+
+    def _say(self, event: dict[str, Any], text: str) -> None:
+        if self._live is None:
+            self._print(event)
+        else:
+            self.console.print(text, highlight=False, markup=False)
+
+    def _print(self, event: dict[str, Any]) -> None:
+        self.console.file.write(json.dumps(event) + "\n")
+        self.console.file.flush()
+
+
+def _line(figures: dict[str, Any]) -> Text:
+    done, of = figures["done"], max(1, figures["requests"])
+    bar = ("█" * (_WIDTH * min(done, of) // of)).ljust(_WIDTH, "░")
+    parts = [
+        f"{figures['task']:<10} {bar} {done:,}/{figures['requests']:,}",
+        f"{figures['per_second']}/s",
+        f"{figures['tokens_in']:,}+{figures['tokens_out']:,} tokens",
+        figures["spent"],
+    ]
+    if figures["projected"] is not None and done < of:
+        left = figures["left_s"]
+        parts[-1] += f" of {figures['projected']}"
+        parts.append(f"{left // 60}:{left % 60:02d} left")
+    if figures["waiting_for"]:
+        parts.append(f"waiting: {figures['waiting_for']}")
+    return Text("  ".join(parts))

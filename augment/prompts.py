@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from functools import lru_cache
 from importlib import resources
 from string import Template
@@ -25,18 +24,47 @@ if TYPE_CHECKING:
     from augment.specs import Kind, TaskSpec
 
 MAX_TEXT = 200
-LOCK = "prompts.lock"
+MAX_ID = 60
+HEURISTIC = "heuristic-1"
+_BLOCKS = ("history", "candidates", "listed", "n")
+
+# Written out, not asked of `unicodedata`: its categories change between versions of Python, and
+# with them would the keys of what was paid.
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_INVISIBLE = re.compile(
+    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ufffe\uffff\U000e0000-\U000e0fff]"
+)
+_UNSAFE_IN_ID = re.compile(r"[\s:\[\]<>\"'`,\\]+")
+
+
+def without_surrogates(text: str) -> str:
+    """Return text that UTF-8 can hold: each lone surrogate becomes U+FFFD."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def clean_text(text: str) -> str:
-    """Return text that is safe to show: no control characters, one line, at most 200 characters.
+    """Return text that is safe to show: visible characters, one line, at most 200 characters.
 
-    Lone surrogates become U+FFFD; delimiters of the block are broken up.
+    Lone surrogates become U+FFFD; delimiters of the block are broken up. Joiners stay, since
+    Persian words and emoji need them.
     """
-    text = _SURROGATE.sub("\ufffd", text[: 4 * MAX_TEXT])
-    kept = "".join(c if unicodedata.category(c)[0] != "C" or c == "\ufffd" else " " for c in text)
-    return " ".join(kept.replace("<<<", "< < <").replace(">>>", "> > >").split())[:MAX_TEXT]
+    text = without_surrogates(text[: 4 * MAX_TEXT])
+    text = _INVISIBLE.sub("", _CONTROL.sub(" ", text))
+    return " ".join(text.replace("<<<", "< < <").replace(">>>", "> > >").split())[:MAX_TEXT]
+
+
+def shown_id(name: str) -> str:
+    """Return what stands for an original id in a prompt and comes back in an answer.
+
+    An ordinary id stands for itself. One that is long, or holds what answers are split at, gets
+    a readable part and a hash, so that two of them never look alike.
+    """
+    if len(name) <= MAX_ID and not _UNSAFE_IN_ID.search(name) and clean_text(name) == name != "":
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f"{_UNSAFE_IN_ID.sub('_', clean_text(name))[:40]}~{digest}"
 
 
 @lru_cache(maxsize=32)
@@ -55,62 +83,78 @@ def template(prompt_set: str, kind: Kind) -> str:
 
 def template_sha(prompt_set: str, kind: Kind) -> str:
     """Return the sha256 of a template; "" where there is none to read (heuristics)."""
-    if prompt_set in ("", "heuristic-1"):
+    if prompt_set in ("", HEURISTIC):
         return ""
     return hashlib.sha256(template(prompt_set, kind).encode()).hexdigest()
 
 
-def locked_shas() -> dict[str, str]:
-    """Return the hashes of ``prompts.lock``; a changed template needs a new set or a new lock."""
-    text = resources.files("augment").joinpath("prompts", LOCK).read_text(encoding="utf-8")
-    return dict(line.split("  ")[::-1] for line in text.splitlines() if line)
-
-
-def shown_line(spec: TaskSpec, item: Mapping[str, Any], label: str | None = None) -> str:
+def shown_line(spec: TaskSpec, item: Mapping[str, Any]) -> str:
     """Return one item as a line of the block, in the form of the prompt set.
 
     Args:
         spec: the task.
-        item: "id" and, unless masked, "title", "year" and the category's texts.
-        label: number shown instead of the id.
+        item: "id" and what is shown of it: "title", "year" and the category's texts.
     """
     if spec.prompt_set == "llmrec-2024":
         rest = ", ".join(json.dumps(v, ensure_ascii=False) for k, v in item.items() if k != "id")
-        return f"[{label or item['id']}] {rest}"
-    record = {k: v for k, v in item.items() if k != "id" or spec.kind == "attributes"}
-    line = json.dumps(record, ensure_ascii=False)
-    return line if label is None else f"{label}. {line}"
+        return f"[{item['id']}] {rest}"
+    shown = {k: v for k, v in item.items() if k != "id" or spec.kind == "attributes"}
+    return json.dumps(shown, ensure_ascii=False)
 
 
-def render(spec: TaskSpec, **blocks: str) -> dict[str, Any]:
-    """Return the body of a chat request.
+class Renderer:
+    """Makes the bodies of a task's chat requests; the template is taken apart once.
 
     Args:
         spec: the task.
-        blocks: values of the template's names: history, candidates, listed, n.
+
+    Raises:
+        ConfigError: the prompt set has no template for it.
     """
-    words: dict[str, str] = dict(spec.settings["domain"])
-    words |= {name.capitalize(): words[name].capitalize() for name in ("item", "items")}
-    text = Template(template(spec.prompt_set, spec.kind)).substitute(
-        words,
-        form=form_in_words(spec),
-        fields=", ".join(spec.settings.get("fields", [])),
-        **blocks,
-    )
-    body: dict[str, Any] = {
-        "model": spec.model,
-        "messages": [{"role": "user", "content": text.rstrip("\n")}],
-        **spec.params,
-    }
-    form = response_format(spec)
-    return body if form is None else {**body, "response_format": form}
+
+    def __init__(self, spec: TaskSpec) -> None:
+        words: dict[str, str] = dict(spec.settings["domain"])
+        words |= {name.capitalize(): _upper(words[name]) for name in ("item", "items")}
+        words |= {"form": form_in_words(spec), "fields": ", ".join(spec.settings["fields"])}
+        self._pieces: list[tuple[str, str]] = []  # text, and the block that follows it
+        text, end, before = template(spec.prompt_set, spec.kind).rstrip("\n"), 0, ""
+        for found in Template.pattern.finditer(text):
+            name = found["named"]
+            before, end = before + text[end : found.start()], found.end()
+            if name in _BLOCKS:
+                self._pieces.append((before, name))
+                before = ""
+            else:
+                before += words[name]
+        self._rest = before + text[end:]
+        self._fixed: dict[str, Any] = {"model": spec.model, **spec.params}
+        form = response_format(spec)
+        if form is not None:
+            self._fixed["response_format"] = form
+
+    def body(self, draw: int = 0, **blocks: str) -> dict[str, Any]:
+        """Return a request's body.
+
+        Args:
+            draw: number of the sample; moves the seed, where one is sent.
+            blocks: history, candidates, listed, n, as the template needs them.
+        """
+        text = "".join([before + blocks[name] for before, name in self._pieces]) + self._rest
+        body = {**self._fixed, "messages": [{"role": "user", "content": text}]}
+        if draw and "seed" in body:  # else every draw would be the same answer, paid again
+            body["seed"] += draw
+        return body
+
+
+def _upper(word: str) -> str:
+    return word[:1].upper() + word[1:]
 
 
 def repair(body: Mapping[str, Any], answer: str, problem: str) -> dict[str, Any]:
     """Return a body that shows a faulty answer, says what is wrong and asks again."""
     messages: Sequence[dict[str, str]] = body["messages"]
     more = [
-        {"role": "assistant", "content": answer},
+        {"role": "assistant", "content": without_surrogates(answer)},
         {"role": "user", "content": f"That cannot be used: {problem} Answer again, in the form."},
     ]
     return {**body, "messages": [*messages, *more]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from augment.classify import Classified, Outcome
@@ -53,7 +54,7 @@ def recover(store: Store, policy: Policy, now: int) -> Recovered:
     """
     spooled = adopted = unknown = 0
     for attempt, body in list(store.spool.pending()):
-        intent = store.do(lambda db, attempt=attempt: _intent(db, attempt))
+        intent = store.do(partial(_intent, attempt=attempt))
         if intent is None:
             store.spool.settled(attempt)
             continue
@@ -70,7 +71,7 @@ def recover(store: Store, policy: Policy, now: int) -> Recovered:
         store.settle(settlement).result()
         spooled += 1
     for attempt in store.do(_open_attempts):
-        intent = store.do(lambda db, attempt=attempt: _intent(db, attempt))
+        intent = store.do(partial(_intent, attempt=attempt))
         if intent is None:
             continue
         known = store.vectors.known(item.key for item in intent.items)

@@ -1,4 +1,8 @@
-"""Keys stay out of files, logs, messages and process arguments."""
+"""Keys stay out of files, logs, messages and process arguments.
+
+A key lives in one `Secret`. Texts that come from outside pass `redact` before they are shown or
+stored; it hides the keys in use wherever they stand, and whatever looks like a key.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import logging
 import os
 import re
 from typing import TYPE_CHECKING, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from llmrec_pl.errors import ConfigError
 
@@ -15,16 +19,32 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 HIDDEN = "[hidden]"
+_SHORTEST = 4  # hiding shorter ones would blot out plain words
+_NAMES = r"(?:x-)?api[-_ ]?key|authorization|subscription-key|access[-_]token|client[-_]secret"
 _PATTERNS = (
-    re.compile(r"\bsk-[A-Za-z0-9_*.\-]{4,}"),
-    re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/*=\-]{4,}"),
-    re.compile(r"(?i)\b((?:api-key|x-api-key|authorization)[\"']?\s*[:=]\s*[\"']?)[^\s\"',}]+"),
+    # user:password@ of an address
+    re.compile(r"(://)[^\s/?#@]+(?=@)"),
+    # name: value, in headers, JSON, reprs and query strings
+    re.compile(
+        rf"(?i)((?:{_NAMES})b?[\"']?\s*[:=,]\s*(?:b?[\"'])?)(?:(?:bearer|basic)\s+)?[^\s\"',;&)}}]+"
+    ),
+    re.compile(r"(?i)([?&](?:key|sig|token|code|secret|password)=)[^\s\"'&#]+"),
+    re.compile(r"(?i)\b((?:bearer|basic)\s+)[A-Za-z0-9._~+/*=-]{8,}"),
+    # sk-..., also shortened as sk-ab***yz or sk-ab...yz
+    re.compile(r"(?<![A-Za-z0-9])sk-(?:[A-Za-z0-9_*-]|\.{2,}|…){3,}"),
+    # any other key shown with its middle starred
+    re.compile(r"[A-Za-z0-9_-]+\*{3,}[A-Za-z0-9_*-]*"),
 )
+_SECRET_FIELD = re.compile(r"(?i)key|sig|token|code|secret|passw|auth")
 _live: set[str] = set()
 
 
 class Secret:
-    """A key: shown nowhere, given only to whoever asks by name."""
+    """A key: shown nowhere, given only to whoever asks for it by name.
+
+    Args:
+        value: the key; `redact` hides it from now on.
+    """
 
     __slots__ = ("_value",)
 
@@ -43,64 +63,104 @@ class Secret:
         return HIDDEN
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a secret cannot be pickled or copied to another process")
+        raise TypeError("a secret cannot be pickled or copied")
 
 
 def read_key(name: str) -> Secret | None:
-    """Return the key in an environment variable, None if it is unset or empty."""
+    """Return the key in an environment variable, None if it is unset or blank.
+
+    Raises:
+        ConfigError: the value cannot be a key, since it holds white space or no plain ASCII.
+    """
     value = os.environ.get(name, "").strip()
-    return Secret(value) if value else None
+    if not value:
+        return None
+    if not (value.isascii() and value.isprintable()) or " " in value:
+        raise ConfigError(
+            f"environment variable `{name}` holds white space or characters that no key has; "
+            "set it to the key alone."
+        )
+    return Secret(value)
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """Hide live keys and whatever looks like one."""
+    """Hide keys in a text.
+
+    Args:
+        text: anything that is to be shown or stored.
+        secrets: further values to hide, beside every `Secret` of this process.
+    """
     for secret in sorted({*_live, *secrets}, key=len, reverse=True):
-        if len(secret) >= 4:  # shorter ones would blot out plain words
-            text = text.replace(secret, HIDDEN)
+        if len(secret) >= _SHORTEST:
+            text = text.replace(secret, HIDDEN).replace(quote(secret, safe=""), HIDDEN)
     for pattern in _PATTERNS:
         text = pattern.sub(lambda m: (m.group(1) if m.re.groups else "") + HIDDEN, text)
     return text
 
 
 class RedactingFilter(logging.Filter):
-    """Redacts each record as it is written, its traceback included."""
+    """Redacts each record as it is written, its traceback included.
+
+    Belongs on handlers: a logger's filter does not see the records of its children.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Rewrite the record; never drops one."""
-        record.msg, record.args = redact(record.getMessage()), None
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError, KeyError):  # arguments that do not fit the text
+            text = f"{record.msg} {record.args}"
+        record.msg, record.args = text, None
         if record.exc_info:
-            text = logging.Formatter().formatException(record.exc_info)
-            record.exc_text, record.exc_info = redact(text), None
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+            record.exc_info = None
+        for name, value in list(vars(record).items()):
+            if isinstance(value, str):
+                setattr(record, name, redact(value))
         return True
 
 
 def check_base_url(url: str, *, insecure_http: bool = False) -> None:
-    """Refuse addresses that carry secrets or send them in the clear.
+    """Refuse addresses that carry secrets or would send them in the clear.
+
+    Args:
+        url: address of a provider.
+        insecure_http: allow plain http to any host.
 
     Raises:
-        ConfigError: no http(s) address, user info or a query in it, or plain http to a host
+        ConfigError: no http(s) address, user info or a secret in it, or plain http to a host
             that is neither this machine nor private.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"`base_urls` has {redact(url)!r}, which is no http(s) address.")
-    if parts.username or parts.password or parts.query:
+    try:
+        parts = urlsplit(url)
+        host, usable = parts.hostname or "", parts.port != 0
+    except ValueError:
+        host, usable = "", False
+    plain = url.isascii() and url.isprintable() and not set(url) & set(" \\")
+    if not (usable and plain and host and parts.scheme in ("http", "https")):
         raise ConfigError(
-            f"`base_urls` has user info or a query for host {parts.hostname!r}; keys come from "
-            "the environment (`provider.key_env`) only."
+            f"`base_urls` has {redact(url)!r}, which is no http(s) address; write it like "
+            "https://api.openai.com/v1."
         )
-    if parts.scheme == "http" and not insecure_http and not _private(parts.hostname):
+    fields = parse_qsl(f"{parts.query}&{parts.fragment}", keep_blank_values=True)
+    secret = any(_SECRET_FIELD.search(name) or redact(value) != value for name, value in fields)
+    if "@" in parts.netloc or secret:
         raise ConfigError(
-            f"{url!r} would send prompts and key unencrypted; use https, or set "
-            "`provider.insecure_http=true` if you mean it."
+            f"`base_urls` has user info or a secret in the address of host {host!r}; take it "
+            "out. Keys come from the environment variable `provider.key_env` only."
+        )
+    if parts.scheme == "http" and not insecure_http and not _private(host):
+        raise ConfigError(
+            f"`base_urls` has {redact(url)!r}, which would send prompts and the key unencrypted; "
+            "use https, or set `provider.insecure_http=true` if you mean it."
         )
 
 
 def _private(host: str) -> bool:
-    if host == "localhost":
+    if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        address = ipaddress.ip_address(host)
+        return ipaddress.ip_address(host).is_private
     except ValueError:
-        return "." not in host  # a name inside a private network
-    return address.is_loopback or address.is_private
+        # A bare name means a container or machine nearby; a number is an address in disguise.
+        return "." not in host and not host[0].isdigit()

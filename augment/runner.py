@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from augment.answers import find_spec, texts_to_embed
@@ -304,7 +305,7 @@ class Runner:
         total = 0
         wants = wanted(spec, self.dataset, pool, texts)
         for rows in _blocks(plan_row(spec, want) for want in wants):
-            self.store.do(lambda db, rows=rows: plan(db, spec_id, rows))
+            self.store.do(partial(plan, spec=spec_id, rows=rows))
             point("planned")
             total += len(rows)
             self.watcher.planning(spec.kind, total)
@@ -328,7 +329,7 @@ class Runner:
     @contextlib.contextmanager
     def _signal_handlers(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        caught = (signal.SIGINT, signal.SIGTERM)
+        caught: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
         try:
             for number in caught:
                 loop.add_signal_handler(number, self._signalled)

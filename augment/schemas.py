@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, create_model
 
-from augment.specs import canonical_json
+from llmrec_pl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from augment.specs import TaskSpec
 
-Short = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=60)]
-Names = Annotated[list[Short], Field(max_length=5)]
+MAX_NAME, MAX_NAMES, OLDEST = 60, 5, 110
+_BAND = r"^[0-9]{1,3}-[0-9]{1,3}$"
+
+
+def _ordered(band: str) -> str:
+    low, high = map(int, band.split("-"))
+    if not 1 <= low <= high <= OLDEST:
+        raise ValueError(f"a band runs from the younger to the older age, within 1 to {OLDEST}")
+    return band
+
+
+Short = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_NAME)]
+Names = Annotated[list[Short], Field(max_length=MAX_NAMES)]
 Age = (
-    Annotated[int, Field(ge=1, le=110)]
-    | Annotated[str, StringConstraints(pattern=r"^[0-9]{1,3}-[0-9]{1,3}$")]
+    Annotated[int, Field(ge=1, le=OLDEST)]
+    | Annotated[str, StringConstraints(pattern=_BAND), AfterValidator(_ordered)]
 )
 Gender = Literal["male", "female", "other"]
 _CONFIG = ConfigDict(extra="forbid", strict=True)
@@ -28,34 +42,36 @@ def field_name(words: str) -> str:
 
 
 def profile_fields(domain: dict[str, str]) -> list[str]:
-    """Return the names of a profile's fields, in their order."""
+    """Return the names of a profile's fields, in their order.
+
+    Raises:
+        ConfigError: words of the domain give one name twice.
+    """
     categories, creators = field_name(domain["categories"]), field_name(domain["creators"])
     liked = (f"liked_{categories}", f"disliked_{categories}", f"liked_{creators}")
-    return ["age", "gender", *liked, "country", "language"]
+    return _distinct(["age", "gender", *liked, "country", "language"], "domain")
 
 
 def attribute_fields(fields: list[str], domain: dict[str, str]) -> list[str]:
-    """Return the names of an item's fields; "creator" becomes the domain's word."""
-    return [field_name(domain["creator"] if name == "creator" else name) for name in fields]
+    """Return the names of an item's fields; "creator" becomes the domain's word.
+
+    Raises:
+        ConfigError: a name comes twice, is empty, or is "id".
+    """
+    names = [field_name(domain["creator"] if name == "creator" else name) for name in fields]
+    return _distinct(names, "tasks.attributes.fields")
 
 
-@lru_cache(maxsize=64)
-def profile_model(fields: tuple[str, ...], *, null: bool) -> type[BaseModel]:
-    """Return the check of a profile; `null` allows what is not known."""
-    types: dict[str, Any] = {}
-    for name in fields:
-        kind: Any = Names if "liked_" in name else Short
-        kind = {"age": Age, "gender": Gender}.get(name, kind)
-        types[name] = (kind | None if null and kind is not Names else kind, ...)
-    return create_model("UserProfile", __config__=_CONFIG, **types)
+def _distinct(names: list[str], where: str) -> list[str]:
+    if len(set(names)) < len(names) or not all(names) or "id" in names:
+        raise ConfigError(
+            f"`{where}` gives the fields {names}; each must have a name of its own other than "
+            "'id'. Choose other words."
+        )
+    return names
 
 
-@lru_cache(maxsize=64)
-def record_model(fields: tuple[str, ...], *, null: bool) -> type[BaseModel]:
-    """Return the check of one item's record."""
-    kind = Short | None if null else Short
-    types: dict[str, Any] = {"id": (str, ...), **dict.fromkeys(fields, (kind, ...))}
-    return create_model("ItemAttributes", __config__=_CONFIG, **types)
+# Checks ----------------------------------------------------------------------------------------
 
 
 class PairChoice(BaseModel):
@@ -66,6 +82,40 @@ class PairChoice(BaseModel):
     least_liked: int
 
 
+@lru_cache(maxsize=64)
+def profile_model(fields: tuple[str, ...], *, null: bool) -> type[BaseModel]:
+    """Return the check of a profile; `null` allows what is not known."""
+    special: dict[str, Any] = {"age": Age, "gender": Gender}
+    types = {name: special.get(name, Names if is_list(name) else Short) for name in fields}
+    return _model(
+        "UserProfile", {n: t | None if null and not is_list(n) else t for n, t in types.items()}
+    )
+
+
+@lru_cache(maxsize=64)
+def record_model(fields: tuple[str, ...], *, null: bool) -> type[BaseModel]:
+    """Return the check of one item's record."""
+    kind = Short | None if null else Short
+    return _model("ItemAttributes", {"id": str, **dict.fromkeys(fields, kind)})
+
+
+def is_list(field: str) -> bool:
+    """Return whether a profile's field holds several names."""
+    return field.startswith(("liked_", "disliked_"))
+
+
+def _model(name: str, types: dict[str, Any]) -> type[BaseModel]:
+    # A field of the config may be called "copy" or "box-office": it is an alias, no attribute.
+    fields: dict[str, Any] = {
+        f"field_{number}": (kind, Field(alias=alias))
+        for number, (alias, kind) in enumerate(types.items())
+    }
+    return create_model(name, __config__=_CONFIG, **fields)
+
+
+# What is asked for -----------------------------------------------------------------------------
+
+
 def json_schema(spec: TaskSpec) -> dict[str, Any]:
     """Return the strict JSON schema of a task's answers, the same for all users or items.
 
@@ -74,20 +124,19 @@ def json_schema(spec: TaskSpec) -> dict[str, Any]:
     if spec.kind == "pairs":
         numbers = {"type": "integer", "enum": list(range(1, spec.settings["n_candidates"] + 1))}
         return _object({"most_liked": numbers, "least_liked": numbers})
-    short = {"type": ["string", "null"], "maxLength": 60}
+    name = {"type": "string", "maxLength": MAX_NAME}
+    short = {**name, "type": ["string", "null"]}
     if spec.kind == "attributes":
-        record = {"id": {"type": "string", "maxLength": 60}}
-        record |= dict.fromkeys(spec.settings["fields"], short)
-        most = {"type": "array", "items": _object(record), "maxItems": spec.items_per_call}
-        return _object({"items": most})
-    names = {"type": "array", "items": {"type": "string", "maxLength": 60}, "maxItems": 5}
-    fields: dict[str, Any] = {
-        name: names if "liked_" in name else short for name in spec.settings["fields"]
-    }
+        record = _object({"id": name, **dict.fromkeys(spec.settings["fields"], short)})
+        return _object(
+            {"items": {"type": "array", "items": record, "maxItems": spec.items_per_call}}
+        )
+    names = {"type": "array", "items": name, "maxItems": MAX_NAMES}
+    fields: dict[str, Any] = {f: names if is_list(f) else short for f in spec.settings["fields"]}
     fields["age"] = {
         "anyOf": [
-            {"type": "integer", "minimum": 1, "maximum": 110},
-            {"type": "string", "pattern": "^[0-9]{1,3}-[0-9]{1,3}$"},
+            {"type": "integer", "minimum": 1, "maximum": OLDEST},
+            {"type": "string", "pattern": _BAND},
             {"type": "null"},
         ]
     }
@@ -120,11 +169,9 @@ def form_in_words(spec: TaskSpec) -> str:
     """Return an example of the form, for the prompt itself."""
     if spec.kind == "pairs":
         return '{"most_liked": <number>, "least_liked": <another number>}'
+    fields: Sequence[str] = spec.settings["fields"]
     if spec.kind == "attributes":
-        fields = ", ".join(f'"{name}": "<{name}>"' for name in spec.settings["fields"])
-        return f'{{"items": [{{"id": "<id>", {fields}}}]}}'
-    shown = {
-        name: ["<name>"] if "liked_" in name else f"<{name}>" for name in spec.settings["fields"]
-    }
-    shown |= {"age": "<number, or a band such as 25-34>", "gender": "<male, female or other>"}
-    return canonical_json({name: shown[name] for name in spec.settings["fields"]})
+        shown = ", ".join(f'"{name}": "<{name}>"' for name in fields)
+        return f'{{"items": [{{"id": "<id>", {shown}}}]}}'
+    special = {"age": "<number, or a band such as 25-34>", "gender": "<male, female or other>"}
+    return json.dumps({n: special.get(n, ["<name>"] if is_list(n) else f"<{n}>") for n in fields})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
-from collections import defaultdict
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+_RUNS, _ANOMALIES = 3, 10
+
 
 @dataclass(frozen=True)
 class TaskStatus:
-    """One spec: who is asked, and what became of its requests.
+    """One spec: who is asked, and what became of what it wants.
 
     Attributes:
         kind: the task.
@@ -32,12 +35,14 @@ class TaskStatus:
         provider: who answers.
         model: name of the model.
         prompt_set: name of the set.
-        states: requests by state, follow-ups included.
-        codes: quarantined requests by the reason.
-        skipped: wanted answers that were not asked for, by the reason.
-        tokens_in: as counted by the server.
+        dataset_fp: fingerprint of the data set.
+        wanted: answers wanted, skipped ones included.
+        states: wanted answers by the state of the request that has the last word.
+        codes: those in quarantine by the reason.
+        skipped: those not asked for, by the reason.
+        tokens_in: of the calls this spec sent, as counted by the server.
         tokens_out: the same for answers.
-        spent_pusd: cost, pico-USD.
+        spent_pusd: what they cost, pico-USD.
     """
 
     kind: str
@@ -45,6 +50,8 @@ class TaskStatus:
     provider: str
     model: str
     prompt_set: str
+    dataset_fp: str
+    wanted: int
     states: dict[str, int]
     codes: dict[str, int]
     skipped: dict[str, int]
@@ -55,11 +62,23 @@ class TaskStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """Everything `status` shows."""
+    """Everything `status` shows.
+
+    Attributes:
+        store: the folder.
+        holder: who works on it now, None if nobody does.
+        tasks: in the order they were planned first.
+        ledger: budget, spent and reserved, pico-USD.
+        unknown_calls: calls whose outcome nobody knows.
+        runs: the last ones, newest first; times in milliseconds since 1970.
+        anomalies: the last things that should not have happened.
+    """
 
     store: str
+    holder: str | None
     tasks: list[TaskStatus]
     ledger: Ledger
+    unknown_calls: int
     runs: list[dict[str, Any]]
     anomalies: list[dict[str, Any]] = field(default_factory=list)
 
@@ -69,46 +88,86 @@ class Status:
 
 
 def read_status(store: Path | str) -> Status:
-    """Read one consistent picture of a store."""
+    """Read one consistent picture of a store; never writes or checkpoints.
+
+    Raises:
+        AugmentationError: there is no store, or it is newer than this program.
+    """
     with contextlib.closing(open_readonly(store)) as db:
         db.execute("BEGIN")  # one snapshot for all queries
-        tasks = [_task(db, *row) for row in db.execute("SELECT id, sha, json FROM spec ORDER BY id")]
-        runs = db.execute("SELECT id, host, pid, t0, t1, exit FROM run ORDER BY id DESC LIMIT 3")
+        specs = db.execute("SELECT id, sha, json FROM spec ORDER BY id").fetchall()
         names = ("run", "host", "pid", "t0", "t1", "exit")
-        last = [dict(zip(names, row, strict=True)) for row in runs]
-        odd = [
-            {"kind": kind, "detail": detail}
-            for kind, detail in db.execute(
-                "SELECT kind, detail FROM anomaly ORDER BY id DESC LIMIT 10"
-            )
-        ]
-        return Status(str(store), tasks, read_ledger(db), last, odd)
+        runs = db.execute(
+            f"SELECT id, host, pid, t0, t1, exit FROM run ORDER BY id DESC LIMIT {_RUNS}"
+        )
+        odd = db.execute(f"SELECT kind, detail FROM anomaly ORDER BY id DESC LIMIT {_ANOMALIES}")
+        return Status(
+            str(store),
+            lock_holder(Path(store)),
+            [_task(db, *row) for row in specs],
+            read_ledger(db),
+            db.execute("SELECT count(*) FROM attempt WHERE state = 3").fetchone()[0],
+            [dict(zip(names, row, strict=True)) for row in runs],
+            [{"kind": kind, "detail": detail} for kind, detail in odd],
+        )
+
+
+def lock_holder(folder: Path) -> str | None:
+    """Return who works on a store, in their own words; None if nobody does."""
+    try:
+        handle = os.open(folder / "lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        if not _is_locked(handle):
+            return None
+        return os.read(handle, 200).decode(errors="replace").strip() or "another process"
+    finally:
+        os.close(handle)
+
+
+def _is_locked(handle: int) -> bool:
+    """Look into the kernel's list where there is one: trying the lock could turn a run away."""
+    inode = str(os.fstat(handle).st_ino)
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        if lines:
+            found = (line.split() for line in lines)
+            return any(f[1] == "FLOCK" and f[-3].rpartition(":")[2] == inode for f in found)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
 
 
 def _task(db: sqlite3.Connection, spec_id: int, sha: bytes, text: str) -> TaskStatus:
     spec = json.loads(text)
-    states: dict[str, int] = defaultdict(int)
-    for state, n in db.execute(
-        "SELECT state, count(*) FROM request WHERE spec = ? GROUP BY state", (spec_id,)
+    states: dict[str, int] = {}
+    codes: dict[str, int] = {}
+    for number, code, n in db.execute(
+        "WITH RECURSIVE last(state, child, code) AS ("
+        "SELECT r.state, r.child, r.last_code FROM wanted w JOIN request r ON r.id = w.request "
+        "WHERE w.spec = ? UNION ALL SELECT c.state, c.child, c.last_code FROM last "
+        f"JOIN request c ON c.id = last.child WHERE last.state = {State.FOLLOWED}) "
+        f"SELECT state, ifnull(code, ''), count(*) FROM last "
+        f"WHERE state <> {State.FOLLOWED} OR child IS NULL GROUP BY 1, 2 ORDER BY 3 DESC",
+        (spec_id,),
     ):
-        states[State(state).name.lower()] = n
-    codes = dict(
-        db.execute(
-            "SELECT ifnull(last_code, '?'), count(*) FROM request WHERE spec = ? AND state = ? "
-            "GROUP BY 1 ORDER BY 2 DESC",
-            (spec_id, State.QUARANTINED),
-        )
-    )
+        state = State(number)
+        states[state.name.lower()] = states.get(state.name.lower(), 0) + n
+        if state == State.QUARANTINED:
+            codes[code or "?"] = n
     skipped = dict(
         db.execute(
             "SELECT skip, count(*) FROM wanted WHERE spec = ? AND skip IS NOT NULL GROUP BY 1",
             (spec_id,),
         )
     )
-    spent = db.execute(
-        "SELECT ifnull(sum(tok_in), 0), ifnull(sum(tok_out), 0), ifnull(sum(cost_pusd), 0) "
-        "FROM attempt WHERE id IN (SELECT c.attempt FROM call_item c JOIN request r "
-        "ON r.id = c.request WHERE r.spec = ?)",
+    used = db.execute(
+        "SELECT ifnull(sum(a.tok_in), 0), ifnull(sum(a.tok_out), 0), ifnull(sum(a.cost_pusd), 0) "
+        "FROM attempt a JOIN call_item c ON c.attempt = a.id AND c.pos = 0 "
+        "JOIN request r ON r.id = c.request WHERE r.spec = ? AND a.state IN (1, 4)",
         (spec_id,),
     ).fetchone()
     return TaskStatus(
@@ -117,42 +176,63 @@ def _task(db: sqlite3.Connection, spec_id: int, sha: bytes, text: str) -> TaskSt
         spec["provider"],
         spec["model"],
         spec["prompt_set"],
-        dict(states),
+        spec["dataset_fp"],
+        sum(states.values()) + sum(skipped.values()),
+        states,
         codes,
         skipped,
-        *spent,
+        *used,
     )
 
 
 def show_status(status: Status, console: Console) -> None:
     """Print a status as tables."""
+    console.print(_tasks_table(status))
+    ledger = status.ledger
+    cap = "no budget set" if ledger.cap_pusd is None else f"budget {format_usd(ledger.cap_pusd)}"
+    lines = [
+        f"{cap}, spent {format_usd(ledger.spent_pusd)}, reserved "
+        f"{format_usd(ledger.reserved_pusd)} for calls whose end is not known"
+    ]
+    if status.unknown_calls:
+        lines.append(
+            f"{status.unknown_calls:,} calls of unknown outcome: "
+            f"python -m augment unknown list {status.store}"
+        )
+    if status.holder:
+        lines.append(f"in use by {status.holder}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for odd in status.anomalies:
+        text = f"anomaly: {odd['kind']}: {odd['detail']}"
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _tasks_table(status: Status) -> Table:
     table = Table(title=f"store {status.store}", title_justify="left")
-    for name in ("task", "answered by", "done", "to send", "quarantined", "unknown", "skipped"):
-        table.add_column(name, justify="left" if name in ("task", "answered by") else "right")
+    table.add_column("task", no_wrap=True)
+    table.add_column("answered by", overflow="fold")
+    for name in ("wanted", "done", "open", "quarantined", "unknown", "skipped"):
+        table.add_column(name, justify="right")
     table.add_column("tokens in / out", justify="right")
     table.add_column("spent", justify="right")
     for task in status.tasks:
-        by = task.states.get
-        quarantined = "\n".join(f"{n:,} {code}" for code, n in task.codes.items()) or "0"
-        skipped = "\n".join(f"{n:,} {why}" for why, n in task.skipped.items()) or "0"
+        n = task.states.get
+        waiting = {name: n(name, 0) for name in ("planned", "in_flight", "in_batch", "followed")}
         table.add_row(
             task.kind,
-            f"{task.provider} / {task.model}\n{task.prompt_set or 'texts'} {task.spec}",
-            f"{by('done', 0):,}",
-            f"{by('planned', 0) + by('in_flight', 0) + by('in_batch', 0):,}",
-            quarantined,
-            f"{by('unknown', 0):,}",
-            skipped,
+            f"{task.provider}\n{task.model}\n{task.prompt_set or 'texts'} {task.spec}",
+            f"{task.wanted:,}",
+            f"{n('done', 0):,}",
+            _lines({name.replace("_", " "): k for name, k in waiting.items()}),
+            _lines(task.codes),
+            f"{n('unknown', 0):,}",
+            _lines(task.skipped),
             f"{task.tokens_in:,} / {task.tokens_out:,}",
             format_usd(task.spent_pusd),
         )
-    console.print(table)
-    ledger = status.ledger
-    cap = "no budget set" if ledger.cap_pusd is None else f"budget {format_usd(ledger.cap_pusd)}"
-    console.print(
-        f"{cap}, spent {format_usd(ledger.spent_pusd)}, reserved "
-        f"{format_usd(ledger.reserved_pusd)} for calls whose end is not known",
-        highlight=False,
-    )
-    for odd in status.anomalies:
-        console.print(f"anomaly: {odd['kind']}: {odd['detail']}", style="yellow", markup=False)
+    return table
+
+
+def _lines(counts: dict[str, int]) -> str:
+    return "\n".join(f"{n:,} {name}" for name, n in counts.items() if n) or "0"

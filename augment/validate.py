@@ -6,32 +6,35 @@ there a choice, was it refused, was it cut, and only then what it says.
 
 from __future__ import annotations
 
-import base64
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from augment.prompts import render, repair
-from augment.schemas import PairChoice, profile_model, record_model
+from augment.prompts import HEURISTIC, Renderer, clean_text, repair
+from augment.schemas import PairChoice, is_list, profile_model, record_model
 from augment.specs import Child, Verdict
+from augment.validate_lenient import (
+    RejectedError,
+    coerced,
+    named,
+    parse_indices,
+    parse_json,
+    parse_record,
+    unfenced,
+)
+from augment.validate_vectors import embedding_verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from augment.specs import Kind, TaskSpec
 
+__all__ = ["embedding_verdicts", "internal_error", "validate", "validator_name"]
+
 VERSION = 1
-_FENCE = re.compile(r"\A```[a-zA-Z]*\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
-_PAIR = re.compile(r"\A\s*\[?\s*([^:\[\]\n]+?)\s*\]?\s*::\s*\[?\s*([^:\[\]\n]+?)\s*\]?\s*\Z")
-
-
-class _RejectedError(Exception):
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code, self.detail = code, detail
+_UNKNOWN = frozenset({"", "unknown", "n/a", "null", "none", "not known", "not available"})
+_NOT_INTEGER = ("int_type", "int_from_float", "int_parsing")
 
 
 def validator_name(kind: Kind, prompt_set: str) -> str:
@@ -42,7 +45,7 @@ def validator_name(kind: Kind, prompt_set: str) -> str:
 
 def internal_error(error: Exception) -> Verdict:
     """Return the verdict of a check that failed itself; the reply is kept all the same."""
-    return Verdict("internal_error", detail=f"{type(error).__name__}: {error}")
+    return Verdict("internal_error", detail=clean_text(f"{type(error).__name__}: {error}"))
 
 
 def validate(
@@ -54,8 +57,12 @@ def validate(
         spec: the task.
         raw: the exact body of a 200.
         body: what was sent.
-        context: "shown" (dense ids), "ids" (original ids as shown) and "history" of pairs;
-            "ids" and "items" of attributes.
+        context: "shown" (dense ids), "ids" (as shown) and, for the older prompt set, "history"
+            of pairs; "ids", "items" and "lines" of attributes.
+
+    Returns:
+        The verdict. Its value is {"most_liked": k, "least_liked": m} with positions 1 to n in the
+        order shown, a profile's record, or {shown id: record} for attributes.
     """
     outer = _outer(raw, body, spec)
     if isinstance(outer, Verdict):
@@ -64,24 +71,31 @@ def validate(
         if spec.kind == "pairs":
             return Verdict("accepted", _pair(spec, outer, context))
         if spec.kind == "profiles":
-            model = profile_model(tuple(spec.settings["fields"]), null=_null(spec))
-            return Verdict("accepted", _checked(model, _json(spec, outer)))
+            return Verdict("accepted", _profile(spec, outer))
         return _attributes(spec, outer, body, context)
-    except _RejectedError as problem:
+    except RejectedError as problem:
         return _rejected(spec, body, outer, problem)
 
 
-def _null(spec: TaskSpec) -> bool:
-    return spec.prompt_set != "llmrec-2024"
+def _lenient(spec: TaskSpec) -> bool:
+    return spec.prompt_set == "llmrec-2024"
 
 
 def _rejected(
-    spec: TaskSpec, body: Mapping[str, Any], answer: str, problem: _RejectedError
+    spec: TaskSpec, body: Mapping[str, Any], answer: str, problem: RejectedError
 ) -> Verdict:
-    child = None
-    if not spec.params.get("temperature"):  # the same body would get the same answer
-        child = Child(repair(body, answer, problem.detail))
-    return Verdict(problem.code, detail=problem.detail, child=child)
+    child, detail = None, clean_text(problem.detail)
+    if spec.prompt_set != HEURISTIC and _same_again(body):
+        child = Child(repair(body, answer, detail))
+    return Verdict(problem.code, detail=detail, child=child)
+
+
+def _same_again(body: Mapping[str, Any]) -> bool:
+    """Return whether the same body would get the same answer."""
+    return not body.get("temperature", 1) or not body.get("top_p", 1) or "seed" in body
+
+
+# Around the answer -----------------------------------------------------------------------------
 
 
 def _outer(raw: bytes, body: Mapping[str, Any], spec: TaskSpec) -> str | Verdict:
@@ -90,7 +104,7 @@ def _outer(raw: bytes, body: Mapping[str, Any], spec: TaskSpec) -> str | Verdict
         return Verdict("empty_body", detail="the reply has no body")
     try:
         reply = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         looks = raw.lstrip()[:1] == b"{"
         return Verdict("bad_json" if looks else "not_json", detail="the reply is no whole JSON")
     choices = reply.get("choices") if isinstance(reply, dict) else None
@@ -100,7 +114,8 @@ def _outer(raw: bytes, body: Mapping[str, Any], spec: TaskSpec) -> str | Verdict
     message = message if isinstance(message, dict) else {}
     finish = choices[0].get("finish_reason")
     if message.get("refusal") or finish == "content_filter":
-        return Verdict("refused", detail=str(message.get("refusal") or finish), final=True)
+        said = clean_text(str(message.get("refusal") or finish))
+        return Verdict("refused", detail=said, final=True)
     if finish == "length":
         return _longer(spec, body)
     content = message.get("content")
@@ -118,90 +133,155 @@ def _longer(spec: TaskSpec, body: Mapping[str, Any]) -> Verdict:
     return Verdict("truncated", detail=detail, child=Child({**body, name: min(2 * most, ceiling)}))
 
 
-def _json(spec: TaskSpec, text: str) -> Any:
-    if spec.prompt_set == "llmrec-2024" and (fenced := _FENCE.match(text.strip())):
-        text = fenced.group(1)
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise _RejectedError("bad_json", f"the answer is not JSON ({error}).") from error
+# Records ---------------------------------------------------------------------------------------
 
 
-def _checked(model: type[BaseModel], value: Any) -> dict[str, Any]:
+def _checked(model: type[BaseModel], value: object) -> dict[str, Any]:
     try:
-        return model.model_validate(value).model_dump()
+        return model.model_validate(value).model_dump(by_alias=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the answer"
-        raise _RejectedError("schema", f"`{where}`: {first['msg']}.") from error
+        code = "not_integer" if model is PairChoice and first["type"] in _NOT_INTEGER else "schema"
+        raise RejectedError(code, f"`{where}`: {first['msg']}.") from error
+
+
+def _known(spec: TaskSpec, record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with its texts on one line, each name once, and null for "unknown".
+
+    Raises:
+        RejectedError: the prompt set asked for a guess, and there is none.
+    """
+    made: dict[str, Any] = {}
+    for field, value in record.items():
+        if isinstance(value, list):
+            names = [clean_text(name) for name in value]
+            distinct = {n.casefold(): n for n in reversed(names) if n.casefold() not in _UNKNOWN}
+            made[field] = list(reversed(distinct.values()))
+            continue
+        made[field] = clean_text(value) if isinstance(value, str) else value
+        if isinstance(value, str) and made[field].casefold() in _UNKNOWN:
+            if _lenient(spec):
+                raise RejectedError("unknown_value", f"`{field}` needs a best guess.")
+            made[field] = None
+    return made
+
+
+def _profile(spec: TaskSpec, text: str) -> dict[str, Any]:
+    fields = tuple(spec.settings["fields"])
+    value = coerced(parse_record(text, fields), fields) if _lenient(spec) else parse_json(text)
+    return _known(spec, _checked(profile_model(fields, null=not _lenient(spec)), value))
+
+
+# Pairs -----------------------------------------------------------------------------------------
 
 
 def _pair(spec: TaskSpec, text: str, context: Mapping[str, Any]) -> dict[str, int]:
     """Return the numbers, 1 to n in the order shown, of the most and the least liked."""
-    if spec.prompt_set == "llmrec-2024":
-        most, least = (_position(name, context) for name in _indices(text))
+    if _lenient(spec):
+        most, least = (_position(name, context) for name in parse_indices(text))
     else:
-        choice = _checked(PairChoice, _json(spec, text))
-        most, least = choice["most_liked"], choice["least_liked"]
-        n = len(context["shown"])
-        if not (1 <= most <= n and 1 <= least <= n):
-            raise _RejectedError("not_candidate", f"numbers must lie between 1 and {n}.")
+        most, least = _numbers(parse_json(text), len(context["shown"]))
     if most == least:
-        raise _RejectedError("same_item", "the two must differ.")
+        raise RejectedError("same_item", "the two must differ.")
     return {"most_liked": most, "least_liked": least}
 
 
-def _indices(text: str) -> list[str]:
-    fenced = _FENCE.match(text.strip())
-    text = fenced.group(1) if fenced else text
-    if text.count("::") > 1:
-        raise _RejectedError("wrong_count", "exactly two indices are asked for.")
-    found = _PAIR.match(text)
-    if not found:
-        raise _RejectedError("format", "write two indices as 12::34 and nothing else.")
-    return [found.group(1), found.group(2)]
+def _numbers(value: object, n: int) -> tuple[int, int]:
+    values = list(value.values()) if isinstance(value, dict) else value
+    if isinstance(values, list) and len(values) > 2 and all(type(v) is int for v in values):
+        raise RejectedError("wrong_count", "exactly two numbers are asked for.")
+    choice = _checked(PairChoice, value)
+    most, least = int(choice["most_liked"]), int(choice["least_liked"])
+    if not (1 <= most <= n and 1 <= least <= n):
+        raise RejectedError("not_candidate", f"numbers must lie between 1 and {n}.")
+    return most, least
 
 
 def _position(name: str, context: Mapping[str, Any]) -> int:
-    ids = context["ids"]
+    ids: list[str] = context["ids"]
     if name in ids:
-        return int(ids.index(name)) + 1
+        return ids.index(name) + 1
     if name in context.get("history", ()):
-        raise _RejectedError("in_history", f"index {name} is from the history, no candidate.")
-    if not name.lstrip("-").isdigit() and all(i.isdigit() for i in ids):
-        raise _RejectedError("not_integer", f"{name!r} is no index.")
-    raise _RejectedError("not_candidate", f"index {name} is none of the candidates.")
+        raise RejectedError("in_history", f"index {name} is from the history, no candidate.")
+    if not name.lstrip("-").isdecimal() and all(i.isdecimal() for i in ids):
+        raise RejectedError("not_integer", f"{name!r} is no index.")
+    raise RejectedError("not_candidate", f"index {name} is none of the candidates.")
+
+
+# Attributes ------------------------------------------------------------------------------------
 
 
 def _attributes(
     spec: TaskSpec, text: str, body: Mapping[str, Any], context: Mapping[str, Any]
 ) -> Verdict:
     """Align records by id; what is missing, doubled or faulty is asked for again alone."""
-    content = _json(spec, text)
-    records = content.get("items") if isinstance(content, dict) else None
-    if not isinstance(records, list):
-        raise _RejectedError("schema", "`items` must be a list of records.")
-    model = record_model(tuple(spec.settings["fields"]), null=_null(spec))
     good: dict[str, Any] = {}
-    bad: dict[str, str] = {}
-    for record in records:
+    bad: dict[str, RejectedError] = {}
+    for record in _records(spec, text, context["ids"]):
         name = record.get("id") if isinstance(record, dict) else None
-        if name not in context["ids"] or name in good or name in bad:
-            if name in good:
-                del good[name]
-                bad[name] = "it was answered twice."
+        if not isinstance(name, str) or name not in context["ids"]:
+            continue
+        if name in good or name in bad:
+            good.pop(name, None)
+            bad[name] = RejectedError("doubled_id", f"id {name!r} was answered twice.")
             continue
         try:
-            good[name] = {k: v for k, v in _checked(model, record).items() if k != "id"}
-        except _RejectedError as problem:
-            bad[name] = problem.detail
+            good[name] = _item(spec, record)
+        except RejectedError as problem:
+            bad[name] = problem
     lacking = [name for name in context["ids"] if name not in good]
     if not lacking:
         return Verdict("accepted", good)
-    if not good:
-        raise _RejectedError("schema", next(iter(bad.values()), f"no record for {lacking[0]!r}."))
+    if not good or spec.prompt_set == HEURISTIC:
+        missing = RejectedError("missing_id", f"there is no record for id {lacking[0]!r}.")
+        raise next((bad[name] for name in lacking if name in bad), missing)
     detail = f"{len(lacking)} of {len(context['ids'])} items are missing or faulty"
     return Verdict("missing_id", good, detail, child=_rest(spec, body, context, lacking))
+
+
+def _records(spec: TaskSpec, text: str, ids: list[str]) -> list[Any]:
+    """Return the records of an answer.
+
+    Raises:
+        RejectedError: it holds no list of records.
+    """
+    if not _lenient(spec):
+        content = parse_json(text)
+        if isinstance(content, dict) and set(content) == {"items"}:
+            content = content["items"]
+        else:
+            content = None
+    else:
+        alone = len(ids) == 1
+        content = (
+            parse_record(text, spec.settings["fields"], ["id"])
+            if alone
+            else named(parse_json(unfenced(text)))
+        )
+        if isinstance(content, dict) and "items" in content:
+            content = content["items"]
+        elif isinstance(content, dict) and alone:
+            content = [{"id": ids[0], **content}]
+        if isinstance(content, list):
+            content = [_with_text_id(named(record)) for record in content]
+    if not isinstance(content, list):
+        raise RejectedError("schema", "`items`, a list of records, must be all there is.")
+    return content
+
+
+def _with_text_id(record: Any) -> Any:  # noqa: ANN401
+    if isinstance(record, dict) and type(record.get("id")) is int:
+        return {**record, "id": str(record["id"])}
+    return record
+
+
+def _item(spec: TaskSpec, record: dict[str, Any]) -> dict[str, Any]:
+    fields = tuple(spec.settings["fields"])
+    if _lenient(spec):
+        record = coerced(record, [name for name in fields if not is_list(name)])
+    found = _checked(record_model(fields, null=not _lenient(spec)), record)
+    return _known(spec, {name: found[name] for name in fields})
 
 
 def _rest(
@@ -209,46 +289,5 @@ def _rest(
 ) -> Child:
     keep = [i for i, name in enumerate(context["ids"]) if name in lacking]
     narrowed = {k: [context[k][i] for i in keep] for k in ("ids", "items", "lines")}
-    rendered = render(spec, listed="\n".join(narrowed["lines"]))
+    rendered = Renderer(spec).body(listed="\n".join(narrowed["lines"]))
     return Child({**body, "messages": rendered["messages"]}, narrowed)
-
-
-def embedding_verdicts(spec: TaskSpec, raw: bytes, n: int) -> list[Verdict]:
-    """Judge the reply to an embeddings call, text by text, in the order sent.
-
-    Args:
-        spec: the task; `params["dimensions"]`, if given, must be met.
-        raw: the exact body.
-        n: number of texts sent.
-
-    Returns:
-        Verdicts whose value is a float32 vector.
-    """
-    try:
-        rows = json.loads(raw)["data"]
-        places = [row["index"] for row in rows]
-        vectors = [_vector(row["embedding"]) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        code = "bad_json" if raw.strip() else "empty_body"
-        return [Verdict(code, detail=f"no embeddings in the reply ({error!r})")] * n
-    if sorted(places) != list(range(n)):
-        return [Verdict("wrong_count", detail=f"{len(rows)} vectors for {n} texts")] * n
-    wanted = spec.params.get("dimensions") or max(map(len, vectors))
-    verdicts = [Verdict("")] * n
-    for place, vector in zip(places, vectors, strict=True):
-        verdicts[place] = _judge_vector(vector, wanted)
-    return verdicts
-
-
-def _vector(value: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-    if isinstance(value, str):
-        return np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4")
-    return np.asarray(value, dtype=np.float32).reshape(-1)
-
-
-def _judge_vector(vector: np.ndarray[Any, np.dtype[np.float32]], dim: int) -> Verdict:
-    if len(vector) != dim:
-        return Verdict("bad_vector", detail=f"{len(vector)} dimensions, expected {dim}")
-    if not np.isfinite(vector).all() or not vector.any():
-        return Verdict("bad_vector", detail="NaN, infinite or all zero")
-    return Verdict("accepted", vector)

@@ -1,27 +1,43 @@
 """Ask what is not answered yet, task after task, then export.
 
 Can be killed at any moment and run again: what was answered is kept and never asked twice.
-Ctrl-C once waits for calls in flight, twice drops them.
+Ctrl-C once waits for calls in flight, twice drops them. `--dry-run` shows what it would cost.
 
 Examples:
   python -m augment run --config configs/augment/ml-100k.yaml
   python -m augment run --config configs/augment/ml-100k.yaml --provider openai --max-usd 2
   python -m augment run --config FILE --provider local --base-url http://127.0.0.1:8089/v1
+  python -m augment run --config FILE --only pairs,profiles --dry-run
+
+Status at the end: 0 done, 3 budget used up, 4 no credit left, 5 key or model refused, 6 refused
+for rate too long, 7 too many replies rejected, 74 disk full, 75 store in use, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, get_args
+import contextlib
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from augment.commands.options import add_config_arguments, config_of
-from augment.specs import KINDS, Kind
-from llmrec_pl.errors import ConfigError
+from augment.commands.options import add_config_arguments, config_of, kinds_of, wide_console
+from augment.specs import KINDS
 
 if TYPE_CHECKING:
     import argparse
+
+    from rich.console import Console
+
+    from augment.config import AugmentConfig
+    from augment.specs import Kind
+    from augment.store import Store
+    from llmrec_pl.data.dataset import InteractionDataset
+
+_OTHER_FILES = 48
+"""Open files that are no connections: store, spool, data, standard streams."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,64 +53,118 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="retry",
         help="calls that may have been answered: send once more, or leave them to you",
     )
-    parser.add_argument("--max-reject-rate", type=float, default=0.2, metavar="SHARE")
+    parser.add_argument(
+        "--max-reject-rate",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="stop where more of the replies fail validation (0.2)",
+    )
     parser.add_argument("--no-export", action="store_true", help="leave the export for later")
     parser.add_argument("--i-know", action="store_true", help="allow a network file system")
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    config = config_of(args)
+    config, only = config_of(args), kinds_of(args.only)
     from llmrec_pl.data.dataset import InteractionDataset
 
     dataset = InteractionDataset.load(config.dataset)
-    only = _only(args.only)
+    console = wide_console()
     if args.dry_run:
-        from augment.estimate import estimate, show
+        from augment.commands.estimate import show_estimate
+        from augment.estimate import estimate
 
-        show(estimate(config, dataset, only), Console())
+        show_estimate(estimate(config, dataset, only), console)
         return
+    config = within_file_limit(config)
+    try:
+        _ask(args, config, dataset, only)
+    finally:
+        _show(config, console)
+    if not args.no_export:
+        _export(config, dataset, console)
+
+
+def _ask(
+    args: argparse.Namespace,
+    config: AugmentConfig,
+    dataset: InteractionDataset,
+    only: frozenset[Kind] | None,
+) -> None:
     from augment.clock import SystemClock
     from augment.judge import Policy
     from augment.progress import RunProgress
     from augment.runner import Options, Runner
-    from augment.status import read_status, show_status
     from augment.store import Store
 
-    options = Options(
-        only=only,
-        max_usd=args.max_usd,
-        no_cap=args.no_cap,
-        policy=Policy(ambiguous=args.ambiguous),
-        max_reject_rate=args.max_reject_rate,
+    with Store(config.store, create=True, network_ok=args.i_know) as store, RunProgress() as bar:
+        options = Options(
+            only=only,
+            max_usd=args.max_usd or _kept_budget(config, store),
+            no_cap=args.no_cap,
+            policy=Policy(ambiguous=args.ambiguous),
+            max_reject_rate=args.max_reject_rate,
+        )
+        runner = Runner(config, dataset, store, options, clock=SystemClock(), watcher=bar)
+        asyncio.run(runner.run())
+
+
+def _kept_budget(config: AugmentConfig, store: Store) -> str | None:
+    """Return the store's budget if it was set after the config's `max_usd` was first taken.
+
+    Else each run would undo `augment budget set`; a changed `max_usd` counts again.
+    """
+    row = store.do(
+        lambda db: db.execute(
+            "SELECT r.config, l.cap_pusd FROM ledger l, run r WHERE r.config IS NOT NULL "
+            "ORDER BY r.id DESC LIMIT 1"
+        ).fetchone()
     )
-    console = Console()
-    try:
-        with Store(config.store, create=True, network_ok=args.i_know) as store, RunProgress() as bar:
-            runner = Runner(config, dataset, store, options, clock=SystemClock(), watcher=bar)
-            asyncio.run(runner.run())
-    finally:
-        if (config.store / "main.sqlite").is_file():
-            show_status(read_status(config.store), console)
-    if args.no_export:
-        return
+    if row is None or row[1] is None or json.loads(row[0]).get("max_usd") != config.max_usd:
+        return None
+    usd, pico = divmod(row[1], 10**12)
+    return f"{usd}.{pico:012d}"
+
+
+def within_file_limit(config: AugmentConfig) -> AugmentConfig:
+    """Return a config whose concurrency the limit of open files allows, raised where it may be."""
+    wanted = config.provider.concurrency + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return config
+    fewer = max(1, soft - _OTHER_FILES)
+    sys.stderr.write(
+        f"only {soft} files may be open at once (ulimit -n): {fewer} calls in flight instead of "
+        f"{config.provider.concurrency}\n"
+    )
+    provider = config.provider.model_copy(update={"concurrency": fewer})
+    return config.model_copy(update={"provider": provider})
+
+
+def _show(config: AugmentConfig, console: Console) -> None:
+    from augment.status import read_status, show_status
+    from augment.store import MAIN
+
+    path = config.store / MAIN
+    if path.is_file() and path.stat().st_size:
+        show_status(read_status(config.store), console)
+
+
+def _export(config: AugmentConfig, dataset: InteractionDataset, console: Console) -> None:
     from augment.export import export
 
     made = export(config.store, config, dataset)
-    console.print(
-        f"{made.edges.shape[1]} edges and {len(made.features)} fields written to {config.out}\n"
-        f"next: python -m llmrec_pl fit --config configs/ml-100k.yaml --data.root {config.dataset}"
-        f" --data.augmentation {config.out}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _only(text: str | None) -> frozenset[Kind] | None:
-    if text is None:
-        return None
-    names = [name.strip() for name in text.split(",")]
-    unknown = [name for name in names if name not in get_args(Kind)]
-    if unknown:
-        raise ConfigError(f"unknown task {unknown[0]!r} in `--only`; known are {', '.join(KINDS)}.")
-    return frozenset(names)  # type: ignore[arg-type]  # just checked
+    trainer = Path("configs") / f"{dataset.name}.yaml"
+    shown = trainer if trainer.is_file() else "FILE"
+    for line in (
+        f"{made.edges.shape[1]:,} edges and {len(made.features)} fields written to {config.out}",
+        f"next: python -m llmrec_pl fit --config {shown} --data.root {config.dataset} "
+        f"--data.augmentation {config.out}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from augment.errors import BudgetStop
 from augment.money import format_usd
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from augment.money import Price, Usage
 
 
-def pack(value: Any) -> bytes:
+def pack(value: object) -> bytes:
     """Compress the canonical JSON of a value."""
     return zlib.compress(canonical_json(value).encode(), 1)
 

@@ -62,7 +62,7 @@ class Claimed:
         return {} if self.packed_context is None else dict(unpack(self.packed_context))
 
 
-def unpack(blob: bytes) -> Any:
+def unpack(blob: bytes) -> Any:  # noqa: ANN401  # any JSON value
     """Read what `pack` wrote."""
     return json.loads(zlib.decompress(blob))
 

@@ -1,4 +1,4 @@
-"""Schema versions of the store: one numbered step each, with a copy of the file before the first."""
+"""Schema versions of the store: one numbered step each, and a copy before the first."""
 
 from __future__ import annotations
 

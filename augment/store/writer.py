@@ -5,6 +5,7 @@ While one fsync runs the next group collects, so the size of a group follows the
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sqlite3
 import threading
@@ -120,10 +121,8 @@ class Writer:
 
     def _fail(self, db: sqlite3.Connection, error: BaseException) -> None:
         if db.in_transaction:
-            try:
+            with contextlib.suppress(sqlite3.Error):  # the disk is at fault; that is reported
                 db.execute("ROLLBACK")
-            except sqlite3.Error:  # the disk is at fault, and that is reported already
-                pass
         if self.failure is None:
             self.failure = (
                 error

@@ -152,7 +152,8 @@ class FaultServer:
         body = json.loads(raw)
         number = next(self._count)
         step = self._limit() or as_step(self._script(number, body))
-        post = self._begin(number, target, headers, body, step)
+        peer = writer.get_extra_info("peername")[1]
+        post = self._begin(number, target, peer, headers, body, step)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
@@ -189,12 +190,13 @@ class FaultServer:
         wait = (1 - self._tokens) / self._rate
         return error(429, "rate_limit_exceeded", headers={"retry-after": f"{wait:.3f}"})
 
-    def _begin(self, number, target, headers, body, step):
+    def _begin(self, number, target, peer, headers, body, step):
         texts = body.get("input", [])
         post = {
             "n": number,
             "t": time.monotonic(),
             "path": target,
+            "peer": peer,
             "digest": digest(body),
             "texts": [texts] if isinstance(texts, str) else texts,
             "do": step.do,

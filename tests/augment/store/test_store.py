@@ -173,10 +173,14 @@ def test_a_place_without_a_store_names_the_remedy(tmp_path):
 def test_a_full_disk_stops_everything_and_loses_nothing(tmp_path):
     with Store(tmp_path / "s", create=True, max_page_count=60, spool_size=65536) as store:
         spec, _ = store.do(lambda db: add_spec(db, spec_of(), 0))
-        with pytest.raises(StoreFullStop, match="Make space"):
+
+        def fill():
             for block in range(100):
                 rows = [row_of(block * 100 + i) for i in range(100)]
                 store.do(lambda db, rows=rows: plan(db, spec, rows))
+
+        with pytest.raises(StoreFullStop, match="Make space"):
+            fill()
         with pytest.raises(StoreFullStop):
             store.do(read_ledger)
     with Store(tmp_path / "s") as store:

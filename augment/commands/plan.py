@@ -1,0 +1,73 @@
+"""Write what is to be asked into the store; sends nothing.
+
+`run` plans by itself; this is for a look at the plan before, for batch files, or to let another
+machine do the rendering. Texts to embed are planned as far as answers are there.
+
+Examples:
+  python -m augment plan --config configs/augment/ml-100k.yaml
+  python -m augment plan --config FILE --provider openai --set provider.structured=json_schema
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from augment.commands.options import add_config_arguments, config_of, kinds_of, wide_console
+from llmrec_pl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from augment.runner import Runner
+    from augment.specs import Kind
+    from augment.wire import Call, Reply
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_config_arguments(parser)
+    parser.add_argument("--only", metavar="TASKS", help="of pairs,profiles,attributes,embed")
+    parser.add_argument("--i-know", action="store_true", help="allow a network file system")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        ConfigError: the form of answers would have to be asked of a server.
+    """
+    config, only = config_of(args), kinds_of(args.only)
+    from augment.clock import SystemClock
+    from augment.progress import RunProgress
+    from augment.runner import Options, Runner
+    from augment.status import read_status, show_status
+    from augment.store import Store
+    from llmrec_pl.data.dataset import InteractionDataset
+
+    dataset = InteractionDataset.load(config.dataset)
+    with Store(config.store, create=True, network_ok=args.i_know) as store, RunProgress() as bar:
+        runner = Runner(
+            config, dataset, store, Options(only=only), clock=SystemClock(), watcher=bar
+        )
+        for kind in runner.kinds:
+            runner.spec_ids[kind] = _plan(runner, kind)
+    show_status(read_status(config.store), wide_console())
+
+
+def _plan(runner: Runner, kind: Kind) -> int:
+    return runner.plan(asyncio.run(runner.spec(kind, _Nobody())))
+
+
+class _Nobody:
+    """Answers nothing: planning must not need a server."""
+
+    async def send(self, call: Call, journal: Callable[[bytes], None]) -> Reply:
+        raise ConfigError(
+            "planning would have to ask the server which form of answers it supports; say "
+            "`--set provider.structured=json_schema` (or json_object, or none), or use `run`."
+        )
+
+    async def close(self) -> None:
+        """Nothing is open."""
