@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from augment.plan import make_spec, pool_for
-from augment.pools import RANDOM, Pool
-from augment.specs import KINDS, TaskSpec
+from augment.pools import Pool
+from augment.specs import KINDS, RANDOM, TaskSpec
 from augment.store import State
 from augment.store.claims import read_spec
 from augment.texts import attribute_text, profile_text

@@ -18,9 +18,8 @@ from augment.batch_files import sync_folder
 from augment.cassette import FORMAT, POOL_FILES, VERSION, Counts, pools_of
 from augment.config import PRESETS
 from augment.plan import pool_for, wanted
-from augment.pools import RANDOM
 from augment.runner import plan_row
-from augment.specs import canonical_json
+from augment.specs import RANDOM, canonical_json
 from augment.store import State, open_readonly
 from augment.store.claims import unpack
 from augment.store.lock import StoreLock

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from augment.pools import RANDOM, keyed_seed
+from augment.draws import keyed_seed
+from augment.specs import RANDOM
 from llmrec_pl.errors import AugmentationError
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from augment.catalogue import Catalogue, item_table_sha
 from augment.config import AttributesTask, PairsTask, ProfilesTask
+from augment.draws import keyed_order
 from augment.history import Histories, times_sha
-from augment.pools import Pool, keyed_order, load_pool
+from augment.pools import Pool, load_pool
 from augment.prompts import HEURISTIC, Renderer, clean_text, template_sha
 from augment.providers import model_of, provider_label
 from augment.schemas import attribute_fields, profile_fields

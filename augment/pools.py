@@ -1,31 +1,25 @@
-"""Candidate pools C_u: what a base model would recommend, or a random placebo.
-
-What is drawn here is drawn by hashes of names. It depends on no numbering and on no library's
-random generator, whose stream may change with its version, and with it what was paid for.
-"""
+"""Candidate pools C_u: what a base model would recommend, or a random placebo."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
+from augment.draws import joined, keyed_numbers, keyed_order
+from augment.specs import RANDOM
 from llmrec_pl.errors import AugmentationError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from numpy.typing import NDArray
 
     from llmrec_pl.data.dataset import InteractionDataset
 
-RANDOM = "random"
 _REMEDY = (
     "Make one with `python -m llmrec_pl predict --config RUN/config.yaml --ckpt_path "
     "RUN/checkpoints/best.ckpt` and name its candidates.parquet under `tasks.pairs.pool`, or say "
@@ -150,9 +144,6 @@ def _refuse_train_items(items: NDArray[np.int64], dataset: InteractionDataset, s
         )
 
 
-# Draws by name ---------------------------------------------------------------------------------
-
-
 def _random(dataset: InteractionDataset, n: int, seed: int) -> NDArray[np.int64]:
     """Draw for each user `n` items that are not in train, all of them if there are fewer."""
     order: list[int] = np.argsort(dataset.item_ids, kind="stable").tolist()
@@ -176,43 +167,11 @@ def _random(dataset: InteractionDataset, n: int, seed: int) -> NDArray[np.int64]
     return pools
 
 
-def keyed_seed(what: str, *parts: object) -> int:
-    """Return a seed that depends on names only, never on numbering or order."""
-    return int.from_bytes(_digest(what, *parts)[:8], "big")
-
-
-def keyed_numbers(what: str, *parts: object) -> Iterator[int]:
-    """Yield 64-bit numbers that depend on names only."""
-    for block in count():
-        digest = _digest(what, *parts, block)
-        for start in range(0, len(digest), 8):
-            yield int.from_bytes(digest[start : start + 8], "big")
-
-
-def keyed_order(names: Sequence[str], what: str, *parts: object) -> list[int]:
-    """Return the positions of names in an order that depends on names only."""
-    head = hashlib.sha256(_joined(what, *parts) + b"\0")
-    digests = []
-    for name in names:
-        one = head.copy()
-        one.update(_joined(name))
-        digests.append(one.digest())
-    return sorted(range(len(names)), key=digests.__getitem__)
-
-
-def _joined(*parts: object) -> bytes:
-    return "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
-
-
-def _digest(*parts: object) -> bytes:
-    return hashlib.sha256(_joined(*parts)).digest()
-
-
 def _content(items: NDArray[np.int64], dataset: InteractionDataset, model: str) -> Pool:
     digest = hashlib.sha256()
     names = [*dataset.item_ids.tolist(), ""]
     rows = items.tolist()
     users = dataset.user_ids.tolist()
     for user in np.argsort(dataset.user_ids, kind="stable").tolist():
-        digest.update(_joined(users[user], *(names[i] for i in rows[user])) + b"\n")
+        digest.update(joined(users[user], *(names[i] for i in rows[user])) + b"\n")
     return Pool(items, digest.hexdigest(), model)

@@ -26,10 +26,9 @@ from augment.export import export
 from augment.local_replies import answered, refused
 from augment.names import Names
 from augment.plan import pool_for
-from augment.pools import RANDOM
 from augment.reply_index import ReplyIndex
 from augment.runner import Options, Runner, Watcher
-from augment.specs import TaskSpec
+from augment.specs import RANDOM, TaskSpec
 from augment.store import State, Store, open_readonly
 from augment.wire import Reply
 from llmrec_pl.data.dataset import InteractionDataset

@@ -18,9 +18,9 @@ from augment.answers import answers, choose_specs, stored_specs
 from augment.export_content import majority, picked
 from augment.placebo import placebos_of
 from augment.plan import pool_for
-from augment.pools import RANDOM
 from augment.provenance import cost, label_of
 from augment.scores import Judged, Share, score_ages, score_names, tail_above, tail_below
+from augment.specs import RANDOM
 from augment.store import open_readonly
 from augment.texts import attribute_text
 from augment.truth import age_range, column_for, gender, load_truth, names_in

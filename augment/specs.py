@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict
 Kind = Literal["pairs", "profiles", "attributes", "embed"]
 Endpoint = Literal["chat.completions", "embeddings"]
 KINDS: tuple[Kind, ...] = ("pairs", "profiles", "attributes", "embed")
+RANDOM = "random"
+"""Stands for candidate pools drawn at random, the placebo, in configs and in specs."""
 _NOT_CONTENT = frozenset({"stream", "user", "metadata", "store", "service_tier"})
 
 

@@ -89,7 +89,7 @@ def _of_sizes(
 ) -> Estimate:
     from augment.estimate import estimate
     from augment.made_up import make_up, parse_sizes
-    from augment.pools import RANDOM
+    from augment.specs import RANDOM
 
     tasks: dict[str, Any] = {}
     if config.tasks.pairs is not None:

@@ -177,7 +177,7 @@ def test_every_200_is_journalled_whatever_it_says(name):
         ("error_500", Outcome.server, "no"),
         ("error_503", Outcome.server, "no"),
         ("error_529", Outcome.server, "no"),
-        ("timeout_408", Outcome.server, "unknown"),
+        ("timeout_408", Outcome.server, "no"),
         ("conflict_409", Outcome.server, "no"),
         ("html_502", Outcome.server, "unknown"),
         ("html_504", Outcome.server, "unknown"),

@@ -3,10 +3,8 @@ import json
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from augment.pools import keyed_numbers, keyed_order, keyed_seed, load_pool
+from augment.pools import load_pool
 from llmrec_pl.errors import AugmentationError, ConfigError
 from tests.augment.tiny_data import ITEMS, tiny
 
@@ -173,33 +171,6 @@ def test_random_pools_are_even(tmp_path):
     counts = np.bincount(load_pool("random", dataset, 5).items.ravel(), minlength=100)
     chi2 = ((counts - 20) ** 2 / 20).sum()
     assert chi2 < 161  # of 99 degrees of freedom, exceeded once in 10 000 draws
-
-
-# Draws by name ---------------------------------------------------------------------------------
-
-
-def test_keyed_numbers_are_what_they_were():
-    """Held for ever: other numbers would be other prompts, paid again."""
-    numbers = keyed_numbers("pool", 0, "u1")
-    first = [next(numbers) for _ in range(5)]
-    assert first == [
-        1052590166805818879,
-        17844340907054536966,
-        5378092991934023800,
-        4885918514457823414,
-        5874510275201036021,
-    ]
-    assert keyed_seed("pool", 0, "u1") == 1669156465605185252
-    assert keyed_order(list("abcdef"), "shown", 0, "u1", 0) == [0, 2, 1, 4, 3, 5]
-
-
-@given(st.lists(st.text(max_size=5), unique=True, max_size=8), st.randoms(use_true_random=False))
-@settings(max_examples=50)
-def test_a_keyed_order_is_of_the_names_not_of_their_places(names, random):
-    once = [names[i] for i in keyed_order(names, "x", 1)]
-    random.shuffle(names)
-    assert [names[i] for i in keyed_order(names, "x", 1)] == once
-    assert sorted(once) == sorted(names)
 
 
 def test_all_items_are_used(tmp_path):
