@@ -16,6 +16,7 @@ from augment.budget import Ledger, read_ledger
 from augment.money import format_usd
 from augment.store import open_readonly
 from augment.store.states import State
+from augment.store.unknown import count_unknown
 
 if TYPE_CHECKING:
     import sqlite3
@@ -101,12 +102,13 @@ def read_status(store: Path | str) -> Status:
             f"SELECT id, host, pid, t0, t1, exit FROM run ORDER BY id DESC LIMIT {_RUNS}"
         )
         odd = db.execute(f"SELECT kind, detail FROM anomaly ORDER BY id DESC LIMIT {_ANOMALIES}")
+        holder = lock_holder(Path(store))
         return Status(
             str(store),
-            lock_holder(Path(store)),
+            holder,
             [_task(db, *row) for row in specs],
             read_ledger(db),
-            db.execute("SELECT count(*) FROM attempt WHERE state = 3").fetchone()[0],
+            count_unknown(db, abandoned=holder is None),
             [dict(zip(names, row, strict=True)) for row in runs],
             [{"kind": kind, "detail": detail} for kind, detail in odd],
         )

@@ -1,6 +1,7 @@
 """Calls whose outcome nobody knows, after a crash, a lost connection or a time-out.
 
 The provider may have answered and charged them; what each may have cost at most stays reserved.
+After a crash, the next `run`, `release` or `retry` settles those whose reply had arrived.
 
 Examples:
   python -m augment unknown list augmentation/ml-100k.store
@@ -45,7 +46,10 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: `release` without saying which.
     """
+    from augment.clock import SystemClock
+    from augment.judge import Policy
     from augment.money import format_usd
+    from augment.recover import recover
     from augment.store import Store
     from augment.store.unknown import release, retry
 
@@ -57,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("which calls were not charged? Say `--id 17` (repeatable) or `--all`.")
     chosen = None if args.all else args.id
     with Store(folder, network_ok=args.i_know) as store:
+        recover(store, Policy(ambiguous="hold"), SystemClock().wall_ms())
         if args.action == "retry":
             n = store.do(lambda db: retry(db, chosen))
             print(f"{n:,} requests planned again; their reservations stay")
@@ -74,11 +79,12 @@ def _list(folder: Path, *, as_json: bool) -> None:
 
     from augment.money import format_usd
     from augment.names import Names
+    from augment.status import lock_holder
     from augment.store import open_readonly
     from augment.store.unknown import list_unknown
 
     with contextlib.closing(open_readonly(folder)) as db:
-        calls = list_unknown(db)
+        calls = list_unknown(db, abandoned=lock_holder(folder) is None)
         names = Names.of_last_run(db)
     shown = [[names.of(call.kind, *wanter) for wanter in call.entities] for call in calls]
     if as_json:

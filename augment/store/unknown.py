@@ -39,20 +39,40 @@ class UnknownCall:
     entities: list[tuple[int, int]]
 
 
-def list_unknown(db: sqlite3.Connection) -> list[UnknownCall]:
-    """Return the calls of unknown outcome, oldest first."""
+def list_unknown(db: sqlite3.Connection, *, abandoned: bool = False) -> list[UnknownCall]:
+    """Return the calls of unknown outcome, oldest first.
+
+    Args:
+        db: the store.
+        abandoned: nobody works on the store, so that calls in flight are lost too.
+    """
     rows = db.execute(
-        "SELECT a.id, a.t_start, s.kind, a.lane, ifnull(nullif(a.detail, ''), a.outcome), "
+        "SELECT a.id, a.t_start, s.kind, a.lane, "
+        "coalesce(nullif(a.detail, ''), a.outcome, 'the process died'), "
         "a.reserved_pusd, count(*), sum(r.state = ?), min(CASE WHEN c.pos = 0 THEN r.id END) "
         "FROM attempt a JOIN call_item c ON c.attempt = a.id JOIN request r ON r.id = c.request "
-        "JOIN spec s ON s.id = r.spec WHERE a.state = ? GROUP BY a.id ORDER BY a.id",
-        (State.UNKNOWN, AttemptState.UNKNOWN),
+        f"JOIN spec s ON s.id = r.spec WHERE {_lost(abandoned=abandoned)} "
+        "GROUP BY a.id ORDER BY a.id",
+        (State.UNKNOWN,),
     ).fetchall()
     calls = []
     for attempt, sent, kind, lane, why, reserved, requests, held, first in rows:
         wanters = _wanters(db, first)
         calls.append(UnknownCall(attempt, sent, kind, lane, why, reserved, requests, held, wanters))
     return calls
+
+
+def count_unknown(db: sqlite3.Connection, *, abandoned: bool = False) -> int:
+    """Return how many calls `list_unknown` returns."""
+    where = _lost(abandoned=abandoned)
+    return int(db.execute(f"SELECT count(*) FROM attempt a WHERE {where}").fetchone()[0])
+
+
+def _lost(*, abandoned: bool) -> str:
+    where = f"a.state = {AttemptState.UNKNOWN:d}"
+    if abandoned:
+        where += f" OR (a.state = {AttemptState.INTENT:d} AND a.lane = 'sync')"
+    return f"({where})"
 
 
 def _wanters(db: sqlite3.Connection, request: int) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from augment.errors import StoreFullStop
+from augment.faults import point
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,6 +107,7 @@ class Writer:
             for operation, future in group:
                 outcomes.append((future, *_apply(db, operation)))
             self._before_commit()
+            point("commit")
             db.execute("COMMIT")
             self.groups += 1
         except (sqlite3.Error, OSError, StoreFullStop) as error:

@@ -1,52 +1,14 @@
 """kill -9, for real, at chosen places and at random moments."""
 
-import contextlib
-import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-from ask import Asked
 
-from augment.store import open_readonly
 from tests.augment.fault_replies import Step
 from tests.augment.fault_server import FaultServer
-
-ROOT = Path(__file__).parents[2]
-C = 8
-
-
-def start(folder, server, *, fault=None, n=60, extra=()):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    env |= {"AUGMENT_FAULT": fault} if fault else {}
-    command = [sys.executable, "-m", "tests.augment.drive", str(folder), "--url", server.url]
-    command += ["--n", str(n), "--concurrency", str(C), "--priced", "--max-unknowns", "1000"]
-    return subprocess.Popen(
-        [*command, "--max-tries", "1000", *extra],
-        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def finish(process):
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return json.loads(out)
-
-
-def check(folder, server, n):
-    asked = Asked(folder, None, server)
-    assert asked.states == {"DONE": n}
-    assert len(asked.results) == n
-    assert asked.ledger == asked.audit
-    assert asked.billed_pusd() <= asked.ledger.spent_pusd + asked.ledger.reserved_pusd
-    with contextlib.closing(open_readonly(folder)) as db:
-        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    return asked
+from tests.augment.lives import C, check, finish, start
 
 
 @pytest.mark.parametrize(
