@@ -88,6 +88,11 @@ class RunProgress(Watcher):
             if self._live is None:
                 self._print({"event": "task_done", **figures})
 
+    def stopping(self, seconds: float) -> None:
+        """Say that a stop was asked for."""
+        text = f"stopping: calls in flight have {seconds:g} s to end; Ctrl-C again drops them"
+        self._say({"event": "stopping", "seconds": seconds}, text)
+
     def figures(self) -> dict[str, Any] | None:
         """Return what is shown, as plain values; None between tasks."""
         if self._task is None:

@@ -9,7 +9,7 @@ import signal
 import socket
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from augment.answers import find_spec, texts_to_embed
 from augment.budget import set_cap
@@ -19,13 +19,14 @@ from augment.faults import point
 from augment.judge import Policy
 from augment.limits import Limits
 from augment.meter import Meter
-from augment.money import bound_input, bound_output, load_prices, parse_usd
-from augment.plan import make_spec, pool_for, wanted
+from augment.money import load_prices, parse_usd
+from augment.plan import entities_within, make_spec, pool_for, wanted
+from augment.plan_rows import blocks, plan_row
 from augment.providers import answerer_for, is_free, model_of, provider_label
 from augment.recover import Recovered, recover
-from augment.specs import KINDS, request_key
-from augment.store import PlanRow, add_spec, open_readonly, pack, plan, price_id, take_over
-from augment.store.claims import count_open
+from augment.specs import KINDS
+from augment.store import add_spec, open_readonly, plan, price_id, take_over
+from augment.store.claims import check_limit, count_open, read_spec
 from augment.store.lock import boot_id
 from llmrec_pl import __version__
 from llmrec_pl.errors import ConfigError
@@ -37,12 +38,11 @@ if TYPE_CHECKING:
     from augment.clock import Clock
     from augment.config import AugmentConfig
     from augment.money import Price
-    from augment.specs import Kind, TaskSpec, Wanted
+    from augment.specs import Kind, TaskSpec
     from augment.store import Store
     from augment.wire import Answerer
     from llmrec_pl.data.dataset import InteractionDataset
 
-PLAN_BLOCK = 5_000
 _GRACE = 30.0
 
 
@@ -62,6 +62,7 @@ class Options:
         no_cap: run without a budget.
         policy: how often to ask again.
         max_reject_rate: share of rejected replies that stops the run.
+        limit: ask about so many users and items only; None for all.
     """
 
     only: frozenset[Kind] | None = None
@@ -69,6 +70,7 @@ class Options:
     no_cap: bool = False
     policy: Policy = field(default_factory=Policy)
     max_reject_rate: float = 0.2
+    limit: int | None = None
 
 
 class Watcher:
@@ -85,6 +87,9 @@ class Watcher:
 
     def task_done(self, kind: Kind) -> None:
         """Say that a task is over."""
+
+    def stopping(self, seconds: float) -> None:
+        """Say that nothing more is sent, and how long calls in flight are awaited."""
 
 
 class Runner:
@@ -152,6 +157,9 @@ class Runner:
         except AugmentStop as stop:
             status = stop.exit_code
             raise
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            status = Interrupted.exit_code
+            raise
         finally:
             for answerer in self._open.values():
                 await answerer.close()
@@ -216,7 +224,6 @@ class Runner:
         answerer = self._answerer(kind)
         spec = await self.spec(kind, answerer)
         spec_id = self.spec_ids[kind] = self.plan(spec)
-        self.store.do(lambda db: take_over(db, spec_id))
         to_send = self.store.do(lambda db: count_open(db, spec_id))
         if not to_send:
             return
@@ -242,7 +249,11 @@ class Runner:
             self._running = asyncio.ensure_future(self._engine.run())
             await self._running
         except asyncio.CancelledError:
-            raise Interrupted("stopped at once; calls in flight may have been answered.") from None
+            left = recover(self.store, self.options.policy, self.clock.wall_ms())
+            raise Interrupted(
+                f"stopped at once; {left.unknown} calls in flight may have been answered, see "
+                "`python -m augment unknown list`."
+            ) from None
         finally:
             self._engine = None
             self.watcher.task_done(kind)
@@ -293,28 +304,41 @@ class Runner:
         return mode
 
     def plan(self, spec: TaskSpec) -> int:
-        """Write what a spec wants into the store, unless it is there; returns the spec's id."""
-        now = self.clock.wall_ms()
+        """Write what a spec wants into the store, unless it is there; returns the spec's id.
+
+        Raises:
+            ConfigError: more waits to be sent than the limit leaves.
+        """
+        now, limit = self.clock.wall_ms(), self.options.limit
         spec_id, planned = self.store.do(lambda db: add_spec(db, spec, now))
-        if planned:
-            return spec_id
+        keys = set() if planned and limit is None else self._plan(spec, spec_id)
+        self.store.do(lambda db: take_over(db, spec_id))
+        if limit is not None:
+            self.store.do(lambda db: check_limit(db, spec_id, keys, limit))
+        return spec_id
+
+    def _plan(self, spec: TaskSpec, spec_id: int) -> set[bytes]:
+        """Plan block by block; returns the keys where a limit keeps them few."""
+        limit, keys = self.options.limit, set[bytes]()
         pool = pool_for(spec.kind, self.config, self.dataset)
         texts: Iterable[tuple[int, int, str]] = ()
         if spec.kind == "embed":
             texts = self._texts(spec)
         total = 0
-        wants = wanted(spec, self.dataset, pool, texts)
-        for rows in _blocks(plan_row(spec, want) for want in wants):
+        wants = wanted(spec, self.dataset, pool, texts, limit)
+        for rows in blocks(plan_row(spec, want) for want in wants):
             self.store.do(partial(plan, spec=spec_id, rows=rows))
             point("planned")
             total += len(rows)
+            keys.update(row.key for row in rows if limit is not None)
             self.watcher.planning(spec.kind, total)
-        if spec.kind != "embed":  # the texts to embed grow with every accepted answer
+        if spec.kind != "embed" and limit is None:  # texts to embed grow with every answer
             self.store.do(lambda db: _mark_planned(db, spec_id))
-        return spec_id
+        return keys
 
     def _texts(self, spec: TaskSpec) -> Iterator[tuple[int, int, str]]:
         """Yield what profiles and attributes of this config gave, to be embedded."""
+        limit = self.options.limit
         with contextlib.closing(open_readonly(self.store.folder)) as db:
             for kind in ("profiles", "attributes"):
                 if kind not in self.spec_ids:
@@ -322,31 +346,41 @@ class Runner:
                     if found is None:
                         continue
                     self.spec_ids[kind] = found
-                yield from texts_to_embed(db, kind, self.spec_ids[kind], spec.settings["fields"])
+                asked = self.spec_ids[kind]
+                within = (
+                    entities_within(read_spec(db, asked), self.dataset, limit) if limit else None
+                )
+                yield from texts_to_embed(db, kind, asked, spec.settings["fields"], within)
 
     # Signals -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _signal_handlers(self) -> Iterator[None]:
+        """Take signals as a wish to stop; plain handlers, which interrupt planning as well."""
         loop = asyncio.get_running_loop()
-        caught: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
-        try:
-            for number in caught:
-                loop.add_signal_handler(number, self._signalled)
-        except (NotImplementedError, RuntimeError, ValueError):  # not in the main thread
-            caught = ()
+
+        def caught(*_: object) -> None:
+            if self._engine is None:
+                raise KeyboardInterrupt
+            loop.call_soon_threadsafe(self._signalled)
+
+        before: dict[signal.Signals, Any] = {}
+        with contextlib.suppress(ValueError):  # not in the main thread
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, caught)
         try:
             yield
         finally:
-            for number in caught:
-                loop.remove_signal_handler(number)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _signalled(self) -> None:
-        self._signals += 1
-        if self._engine is None:
+        if self._engine is None:  # it ended meanwhile
             raise KeyboardInterrupt
+        self._signals += 1
         if self._signals == 1:
             self._engine.stop(Interrupted("stopped; calls in flight were awaited and are kept."))
+            self.watcher.stopping(_GRACE)
             asyncio.get_running_loop().call_later(_GRACE, self._cancel, self._running)
         else:
             self._cancel(self._running)
@@ -358,31 +392,3 @@ class Runner:
 
 def _mark_planned(db: sqlite3.Connection, spec: int) -> None:
     db.execute("UPDATE spec SET planned = 1 WHERE id = ?", (spec,))
-
-
-def plan_row(spec: TaskSpec, want: Wanted) -> PlanRow:
-    """Render what is wanted as a row of the plan, with its key and bounds."""
-    context = None if want.context is None else pack(want.context)
-    if want.body is None:
-        return PlanRow(want.entity, want.field, want.skip or "skipped", context=context)
-    draw = want.field if spec.kind != "embed" else 0
-    return PlanRow(
-        entity=want.entity,
-        field=want.field,
-        key=request_key(spec.provider, spec.endpoint, want.body, draw),
-        body=pack(want.body),
-        context=context,
-        bound_in=bound_input(want.body),
-        bound_out=bound_output(want.body) or 0,
-    )
-
-
-def _blocks(rows: Iterator[PlanRow]) -> Iterator[list[PlanRow]]:
-    block: list[PlanRow] = []
-    for row in rows:
-        block.append(row)
-        if len(block) == PLAN_BLOCK:
-            yield block
-            block = []
-    if block:
-        yield block
