@@ -216,7 +216,11 @@ def _last_word(
 
 
 def texts_to_embed(
-    db: sqlite3.Connection, kind: str, spec_id: int, fields: list[str]
+    db: sqlite3.Connection,
+    kind: str,
+    spec_id: int,
+    fields: list[str],
+    within: frozenset[int] | None = None,
 ) -> Iterator[tuple[int, int, str]]:
     """Yield (entity, number of the field, text) of what was accepted; unknown is "".
 
@@ -225,9 +229,10 @@ def texts_to_embed(
         kind: "profiles" or "attributes".
         spec_id: the spec that asked.
         fields: "profile" and the names of attributes; a field's number is its place here.
+        within: users or items to take; None for all.
     """
     for answer in answers(db, spec_id, kind):
-        if answer.value is None:
+        if answer.value is None or (within is not None and answer.entity not in within):
             continue
         if kind == "profiles":
             yield answer.entity, 0, profile_text(answer.value)

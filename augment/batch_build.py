@@ -21,7 +21,7 @@ from augment.money import format_usd, load_prices, parse_usd
 from augment.providers import in_process, is_free, model_of
 from augment.recover import recover
 from augment.runner import Options, Runner, Watcher
-from augment.store import price_id, take_over
+from augment.store import price_id
 from augment.store.claims import claim
 from augment.store.parts import (
     FOLDER,
@@ -66,6 +66,7 @@ class Wish:
             reserved for them. None for the Batch API.
         max_usd: the store's budget from now on; None leaves it.
         no_cap: reserve nothing.
+        limit: ask about so many users and items only; None for all.
     """
 
     only: frozenset[Kind] | None = None
@@ -74,6 +75,7 @@ class Wish:
     handover: Path | None = None
     max_usd: str | None = None
     no_cap: bool = False
+    limit: int | None = None
 
 
 @dataclass
@@ -107,7 +109,7 @@ async def build(
         ConfigError: no task goes to a server, a price, a budget or a pool is missing, or the
             server would first have to be asked which form of answers it supports.
     """
-    options = Options(only=wish.only)
+    options = Options(only=wish.only, limit=wish.limit)
     runner = Runner(config, dataset, store, options, clock=clock, watcher=watcher)
     kinds = [kind for kind in runner.kinds if not in_process(kind, config)]
     if not kinds:
@@ -128,7 +130,6 @@ async def build(
     for kind in kinds:
         spec = await runner.spec(kind, _Nobody())
         spec_id = runner.spec_ids[kind] = runner.plan(spec)
-        store.do(partial(take_over, spec=spec_id))
         _Builder(store, spec_id, spec, prices[kind], wish, run, clock, built).build()
     if built.no_budget is not None and not built.parts:
         raise built.no_budget

@@ -18,7 +18,7 @@ from augment.batch_files import sync_folder
 from augment.cassette import FORMAT, POOL_FILES, VERSION, Counts, pools_of
 from augment.config import PRESETS
 from augment.plan import pool_for, wanted
-from augment.runner import plan_row
+from augment.plan_rows import plan_row
 from augment.specs import RANDOM, canonical_json
 from augment.store import State, open_readonly
 from augment.store.claims import unpack

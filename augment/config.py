@@ -40,6 +40,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "chat_model": "local",
         "embed_model": "minilm",
         "free": True,
+        "timeout_s": 900.0,  # on a processor one answer takes seconds, and others wait before it
+        "read_timeout_s": 900.0,
     },
 }
 """What a provider's name stands for; every key can be given in the config too."""

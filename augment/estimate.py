@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from augment.money import FREE, bound_cost, bound_input, bound_output, load_prices
-from augment.plan import make_spec, pool_for, wanted
+from augment.plan import entities_within, make_spec, pool_for, wanted
 from augment.providers import in_process, is_free, model_of, provider_label
 from augment.specs import KINDS, request_key
 from augment.store import MAIN, open_readonly
+from augment.store.claims import read_spec
 from augment.store.states import State
 from augment.tokens import Tokens, calibrated, guessed
 
@@ -117,6 +118,7 @@ def estimate(
     *,
     sample: int | None = None,
     exact: Callable[[str], int] | None = None,
+    limit: int | None = None,
 ) -> Estimate:
     """Estimate what `run` would send and cost.
 
@@ -127,6 +129,8 @@ def estimate(
         sample: users whose prompts are rendered, picked by a fixed seed; None for all. Items
             always are.
         exact: counts the tokens of a text; a guess by bytes without.
+        limit: what a run would send that asks about so many users and items only; not together
+            with `sample`.
 
     Raises:
         ConfigError: the candidate pool is missing.
@@ -138,7 +142,7 @@ def estimate(
     ]
     notes: list[str] = []
     with _opened(config.store) as db:
-        maker = _Estimator(config, dataset, db, sample, exact, notes)
+        maker = _Estimator(config, dataset, db, sample, limit, exact, notes)
         tasks = [maker.task(kind) for kind in kinds]
     return Estimate(tasks, notes)
 
@@ -159,11 +163,12 @@ class _Estimator:
         dataset: InteractionDataset,
         db: sqlite3.Connection | None,
         sample: int | None,
+        limit: int | None,
         exact: Callable[[str], int] | None,
         notes: list[str],
     ) -> None:
         self.config, self.dataset, self.db = config, dataset, db
-        self.exact, self.notes = exact, notes
+        self.exact, self.notes, self.limit = exact, notes, limit
         self.prices = load_prices(config.provider.prices)
         self.sampled, self.factor = _sampled(dataset, sample)
         self.open_answers: dict[str, float] = {}
@@ -205,7 +210,7 @@ class _Estimator:
         users = spec.kind in ("pairs", "profiles")
         dataset, factor = (self.sampled, self.factor) if users else (self.dataset, 1.0)
         pool = pool_for(spec.kind, self.config, self.dataset)
-        count = self._count(spec, tokens, wanted(spec, dataset, pool), factor)
+        count = self._count(spec, tokens, wanted(spec, dataset, pool, limit=self.limit), factor)
         if users and factor > 1:  # the rest of the users was hidden by taking their history away
             count.skipped = _true_skips(self.dataset, spec.draws, count.skipped)
         self.open_answers[spec.kind] = count.to_pay
@@ -276,7 +281,10 @@ class _Estimator:
             if task is not None:
                 found = find_spec(self.db, kind, self.config, self.dataset)
             if found is not None:
-                yield from texts_to_embed(self.db, kind, found, spec.settings["fields"])
+                within = None
+                if self.limit is not None:
+                    within = entities_within(read_spec(self.db, found), self.dataset, self.limit)
+                yield from texts_to_embed(self.db, kind, found, spec.settings["fields"], within)
 
     # Money and time ------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -119,10 +120,8 @@ def serve(
         context=context,
         keys=[] if key is None else [key.reveal()],
     )
-    print(
-        _greeting(address, model, embeddings=embeddings, key_env=api_key_env),
-        flush=True,
-    )
+    greeting = _greeting(address, model, embeddings=embeddings, slots=slots, key_env=api_key_env)
+    print(greeting, flush=True)
     stop.wait()
     del server
 
@@ -273,14 +272,20 @@ def _check_port(port: int) -> None:
             ) from error
 
 
-def _greeting(address: str, model: Path, *, embeddings: bool, key_env: str | None) -> str:
-    url = f"{address}/v1"
-    key = "" if key_env is None else f" --set provider.key_env={key_env}"
-    task = "embeddings" if embeddings else "chat"
-    only = f" --only embed --set provider.embed_model={model.stem}" if embeddings else ""
-    use = f"python -m augment run CONFIG.yaml --set provider=local{key}{only}"
-    use += f" --set 'provider.base_urls=[{url}]'"
-    return f"serving {task} with {model.name} at {url}\nuse it with: {use}"
+def _greeting(
+    address: str, model: Path, *, embeddings: bool, slots: int, key_env: str | None
+) -> str:
+    """Return where it serves, and a run that fits: what waits in the server's queue ages."""
+    url, name = f"{address}/v1", shlex.quote(model.stem)
+    task, use = "chat", f"--model {name}"
+    if embeddings:
+        task, use = "embeddings", f"--embed-model {name} --only embed"
+    key = "" if key_env is None else f" --key-env {key_env}"
+    return (
+        f"serving {task} with {model.name} at {url}\n"
+        "use it with: python -m augment run --config FILE --provider local "
+        f"--base-url {url} --concurrency {slots} {use}{key}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

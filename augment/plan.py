@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from augment.catalogue import Catalogue, item_table_sha
 from augment.config import AttributesTask, PairsTask, ProfilesTask
 from augment.draws import keyed_order
@@ -151,6 +153,7 @@ def wanted(
     dataset: InteractionDataset,
     pool: Pool | None = None,
     texts: Iterable[Text] = (),
+    limit: int | None = None,
 ) -> Iterator[Wanted]:
     """Yield what a task wants, with the body that asks for it or why nothing is asked.
 
@@ -159,15 +162,35 @@ def wanted(
         dataset: the data set.
         pool: candidates, for pairs.
         texts: what to embed, for embeddings.
+        limit: ask about so many users or items only; a larger limit asks about the same and more,
+            with the same requests. Texts to embed are for the caller to choose.
     """
     if spec.kind == "embed":
         return _embeddings(spec, texts)
     if spec.kind == "attributes":
-        return _Attributes(spec, dataset).wanted()
+        return _Attributes(spec, dataset).wanted(limit)
+    users = first_users(dataset, limit)
     if spec.kind == "profiles":
-        return _Profiles(spec, dataset).wanted()
+        return _Profiles(spec, dataset).wanted(users)
     assert pool is not None  # given for pairs
-    return _Pairs(spec, dataset, pool).wanted()
+    return _Pairs(spec, dataset, pool).wanted(users)
+
+
+def first_users(dataset: InteractionDataset, limit: int | None) -> list[int]:
+    """Return the users that a limit leaves, in dense order; all without one.
+
+    Who they are depends on names only. Users without history are no use for a trial.
+    """
+    if limit is None:
+        return list(range(dataset.n_users))
+    active = np.flatnonzero(np.diff(dataset.train.indptr)).tolist()
+    names = [str(dataset.user_ids[user]) for user in active]
+    return sorted(active[i] for i in keyed_order(names, "limit")[:limit])
+
+
+def entities_within(spec: TaskSpec, dataset: InteractionDataset, limit: int) -> frozenset[int]:
+    """Return the users or items whose records a limit leaves."""
+    return frozenset(want.entity for want in wanted(spec, dataset, limit=limit))
 
 
 def _embeddings(spec: TaskSpec, texts: Iterable[Text]) -> Iterator[Wanted]:
@@ -207,14 +230,15 @@ class _Asker:
 
 
 class _Profiles(_Asker):
-    def wanted(self) -> Iterator[Wanted]:
+    def wanted(self, users: Iterable[int]) -> Iterator[Wanted]:
         histories = Histories(self.dataset, int(self.spec.settings["history"]))
-        for user, name in enumerate(self.dataset.user_ids.tolist()):
+        names = self.dataset.user_ids.tolist()
+        for user in users:
             history = histories.of(user)
             if not history:
                 yield Wanted(user, skip="no_history")
                 continue
-            asked = {"user": clean_text(name), "history": self.ids(history)}
+            asked = {"user": clean_text(names[user]), "history": self.ids(history)}
             body = self.body(asked, history="\n".join(self.lines(history)))
             yield Wanted(user, 0, body, {})
 
@@ -225,9 +249,10 @@ class _Pairs(_Asker):
         self.pool = pool
         self.paper = spec.prompt_set == "llmrec-2024"
 
-    def wanted(self) -> Iterator[Wanted]:
+    def wanted(self, users: Iterable[int]) -> Iterator[Wanted]:
         histories = Histories(self.dataset, int(self.spec.settings["history"]))
-        for user, name in enumerate(self.dataset.user_ids.tolist()):
+        names = self.dataset.user_ids.tolist()
+        for user in users:
             history = histories.of(user)
             candidates: list[int] = [i for i in self.pool.items[user].tolist() if i >= 0]
             skip = "no_history" if not history else "no_candidates" if len(candidates) < 2 else None
@@ -235,7 +260,7 @@ class _Pairs(_Asker):
                 if skip is not None:
                     yield Wanted(user, draw, skip=skip)
                 else:
-                    yield self._draw(user, name, draw, history, candidates)
+                    yield self._draw(user, names[user], draw, history, candidates)
 
     def _draw(
         self, user: int, name: str, draw: int, history: list[int], candidates: list[int]
@@ -265,18 +290,22 @@ class _Pairs(_Asker):
 
 
 class _Attributes(_Asker):
-    def wanted(self) -> Iterator[Wanted]:
-        """Group titled items in the order of their original ids, `items_per_call` at a time."""
-        group: list[int] = []
+    def wanted(self, limit: int | None) -> Iterator[Wanted]:
+        """Group titled items in the order of their original ids, `items_per_call` at a time.
+
+        A limit leaves whole groups, so that the rest can be asked for later without asking twice.
+        """
+        titled, size = [], self.spec.items_per_call
         for item in self.items.order:
-            if not self.items.titles[item] and not self.heuristic:
+            if self.items.titles[item] or self.heuristic:
+                titled.append(item)
+            elif limit is None:
                 yield Wanted(item, skip="no_title")
-                continue
-            group.append(item)
-            if len(group) == self.spec.items_per_call:
-                yield from self._group(group)
-                group = []
-        if group:
+        groups = [titled[start : start + size] for start in range(0, len(titled), size)]
+        if limit is not None:
+            order = keyed_order([self.items.ids[group[0]] for group in groups], "limit")
+            groups = [groups[i] for i in sorted(order[: -(-limit // size)])]
+        for group in groups:
             yield from self._group(group)
 
     def _group(self, group: list[int]) -> Iterator[Wanted]:

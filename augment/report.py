@@ -104,10 +104,10 @@ def measure(
 
 def setting_name(spec: TaskSpec) -> str:
     """Return what tells a setting apart for a reader: "gpt-4o-mini (openai) strict-1 t=0.6"."""
-    who = label_of(spec) if spec.prompt_set.startswith("heuristic") else spec.model
-    parts = [who] if who == label_of(spec) else [who, f"({spec.provider})"]
-    if not spec.prompt_set.startswith("heuristic"):
-        parts.append(spec.prompt_set)
+    if spec.prompt_set.startswith("heuristic"):
+        parts = [f"{spec.model}, {label_of(spec)}"]
+    else:
+        parts = [spec.model, f"({spec.provider})", spec.prompt_set]
     for name, short in (("temperature", "t"), ("top_p", "top-p"), ("seed", "seed")):
         if spec.params.get(name) is not None:
             parts.append(f"{short}={spec.params[name]:g}")
@@ -134,6 +134,7 @@ class _Scorer:
             "provider": label_of(spec),
             "model": spec.model,
             "prompt_set": spec.prompt_set,
+            "heuristic": spec.prompt_set.startswith("heuristic"),
             "structured": spec.structured,
             "temperature": spec.params.get("temperature"),
             "top_p": spec.params.get("top_p"),
@@ -252,7 +253,6 @@ class _Scorer:
         rows = self._values(spec_id, "attributes")
         return {
             **self._head(spec_id, spec),
-            "reads_the_truth": spec.prompt_set.startswith("heuristic"),
             **self._fields(spec.settings["fields"], rows, "items", self.titles),
         }
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     Found = Mapping[str, Any]
 
-_BLUE, _GREY, _ORANGE, _DARK = "#1f5fa8", "#8a8f98", "#c2410c", "#333333"
+_BLUE, _GREY, _ORANGE, _DARK, _PALE = "#1f5fa8", "#8a8f98", "#c2410c", "#333333", "#c9cdd3"
 _OTHERS = ("#c2410c", "#d98c3f", "#b8a13a", "#7a9a52", "#4f8f8b", "#7b6aa8", "#a35a7d", "#8a8f98")
 _MOST = 12
 """Settings in one picture; further ones stand in the tables."""
@@ -27,6 +27,8 @@ class _Row(NamedTuple):
     setting: str
     scored: Found
     n: int
+    copied: bool = False
+    """Whether the answers were read from where the truth stands."""
 
 
 def plot_all(found: Found, folder: Path) -> list[Path]:
@@ -52,8 +54,12 @@ def plot_all(found: Found, folder: Path) -> list[Path]:
 
 
 def plot_verdicts(found: Found, path: Path) -> bool:
-    """Draw the shares of verdicts on replies, one bar a task and setting."""
-    rows = [r for r in found["acceptance"] if r["verdicts"]][-_MOST:]
+    """Draw the shares of verdicts on replies, one bar a task and setting.
+
+    Heuristics always pass; they are left out where something else was asked.
+    """
+    rows = [r for r in found["acceptance"] if r["verdicts"]]
+    rows = ([r for r in rows if not r["heuristic"]] or rows)[-_MOST:]
     if not rows:
         return False
     totals: dict[str, int] = {}
@@ -104,9 +110,10 @@ def plot_pairs(found: Found, path: Path) -> bool:
 def plot_attributes(found: Found, path: Path) -> bool:
     """Draw the share of right attributes, with intervals, against the majority answer."""
     rows = [
-        _Row(name, r["setting"], f, f["truth_known"])
+        _Row(name, r["setting"], f, f["truth_known"], r["heuristic"])
         for r in found["attributes"][-_MOST:]
         for name, f in r["fields"].items()
+        if f["truth_known"]
     ]
     if not rows:
         return False
@@ -180,9 +187,13 @@ def _scatter(axes: Axes, row: Found) -> None:
 def _against_majority(axes: Axes, given: Sequence[_Row]) -> None:
     names = list(dict.fromkeys(row.name for row in given))
     rows = sorted(given, key=lambda row: names.index(row.name))  # settings side by side
+    named = set[str]()
     for place, row in enumerate(rows):
         scored = row.scored
-        _bar(axes, place, scored["of_all"], _BLUE, "answers" if place == 0 else None, height=0.55)
+        answers = "read from the data set, no knowledge" if row.copied else "answers"
+        shown = None if answers in named else answers
+        _bar(axes, place, scored["of_all"], _PALE if row.copied else _BLUE, shown, height=0.55)
+        named.add(answers)
         usual = 100 * scored["majority"]["share"]
         label = "best constant answer" if place == 0 else None
         axes.plot([usual] * 2, [place - 0.4, place + 0.4], color=_ORANGE, lw=2, label=label)

@@ -56,8 +56,13 @@ def percent(share: Mapping[str, Any] | None) -> str:
     """Return a share above its interval in percent."""
     if not share or share["share"] is None:
         return "-"
-    low, high = 100 * share["low"], 100 * share["high"]
-    return f"{100 * share['share']:.1f} %\n{low:.1f}-{high:.1f}"
+    value, low, high = (_tenths(100 * share[name]) for name in ("share", "low", "high"))
+    return f"{value} %\n{low}-{high}"
+
+
+def _tenths(value: float) -> str:
+    """Return one decimal; none for 100, which would not fit under it in a narrow terminal."""
+    return f"{value:.1f}".replace("100.0", "100")
 
 
 def _p(value: float | None) -> str:
@@ -117,7 +122,7 @@ def _acceptance(rows: Rows, who: Numbers) -> Section:
 def _verdicts(rows: Rows, who: Numbers) -> Section:
     return Section(
         "Verdicts on replies",
-        "Each reply that was read, follow-ups included.",
+        "Each reply that was read, follow-ups included; left out where all were accepted.",
         ["task", "#", "verdict", "replies", "share"],
         [
             (
@@ -128,6 +133,7 @@ def _verdicts(rows: Rows, who: Numbers) -> Section:
                 f"{100 * n / sum(r['verdicts'].values()):.1f} %",
             )
             for r in rows
+            if set(r["verdicts"]) != {"accepted"}
             for code, n in r["verdicts"].items()
         ],
     )
@@ -138,7 +144,8 @@ def _pairs(rows: Rows, who: Numbers) -> Section:
         "Pairs: does a pick name a held-out liked item?",
         "Over users whose candidates hold a validation item. Chance: one random pick in the same "
         "pools. p: of as many hits (most liked) or as few (least liked) by chance, one-sided, "
-        "exact. First of pool: the base model's own first candidate.",
+        "exact. First of pool: the base model's own first candidate. Other users, other chance: "
+        "settings asked about different users cannot be compared by hits alone.",
         ["#", "users", "chance", "most liked", "p", "least liked", "p", "first of pool"],
         [
             (
@@ -161,7 +168,7 @@ def _names(task: str, rows: Rows, who: Numbers) -> Section:
         "Right: shares a name with the truth. Of all: no answer counts as wrong. Majority: always "
         "saying the most frequent true name. p: exact McNemar against it, two-sided."
     )
-    if any(r.get("reads_the_truth") for r in rows):
+    if task == "attributes" and any(r["heuristic"] for r in rows):
         note += " Heuristics read the data set's own columns: their figures are no knowledge."
     return Section(
         f"{task.capitalize()} against the truth",
@@ -180,6 +187,7 @@ def _names(task: str, rows: Rows, who: Numbers) -> Section:
             )
             for r in rows
             for name, f in r["fields"].items()
+            if f["answered"]["k"]
         ],
     )
 
@@ -214,7 +222,7 @@ def _ages(rows: Rows, who: Numbers) -> Section:
         [
             (who[r["spec"]], f"{a['answered']['k']:,} of {a['truth_known']:,}", *cells)
             for r in rows
-            if (a := r.get("age")) and a["truth_known"]
+            if (a := r.get("age")) and a["answered"]["k"]
             for cells in _age_cells(a)
         ],
     )
@@ -281,6 +289,11 @@ def _silent(found: Mapping[str, Any]) -> list[str]:
         if r["users"] and not r["users_that_tell"]
     ]
     for task in ("attributes", "profiles"):
+        for row in found[task]:
+            scored = {**row["fields"], **({"age": row["age"]} if row.get("age") else {})}
+            mute = sorted(name for name, f in scored.items() if not f["answered"]["k"])
+            if mute:
+                lines.append(f"{task}, {row['setting']}: no answer has {', '.join(mute)}.")
         lacking = sorted({name for r in found[task] for name in r["without_truth"]})
         if lacking:
             lines.append(

@@ -25,7 +25,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from augment.commands.options import add_config_arguments, config_of, kinds_of
+from augment.commands.options import (
+    add_config_arguments,
+    add_limit_argument,
+    config_of,
+    kinds_of,
+    limit_of,
+)
 from augment.config import load_config
 from llmrec_pl.errors import AugmentationError, ConfigError
 
@@ -50,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build = actions.add_parser("build", help="put what waits into files", **form)
     add_config_arguments(build)
     build.add_argument("--only", metavar="TASKS", help="of pairs,profiles,attributes,embed")
+    add_limit_argument(build)
     build.add_argument("--max-lines", type=int, metavar="N", help="50000; 5000 to hand over")
     build.add_argument("--max-bytes", default="200MB", metavar="SIZE", help="largest file")
     build.add_argument("--handover", type=Path, metavar="DIR", help="copies for somebody else")
@@ -135,7 +142,7 @@ def _config(args: argparse.Namespace) -> AugmentConfig:
 
 
 def _build(args: argparse.Namespace) -> None:
-    config, only = config_of(args), kinds_of(args.only)
+    config, only, limit = config_of(args), kinds_of(args.only), limit_of(args)
     from augment.batch_build import MOST_LINES, Wish, build
     from augment.clock import SystemClock
     from augment.progress import RunProgress
@@ -152,6 +159,7 @@ def _build(args: argparse.Namespace) -> None:
         handover=args.handover,
         max_usd=args.max_usd,
         no_cap=args.no_cap,
+        limit=limit,
     )
     dataset = InteractionDataset.load(config.dataset)
     with Store(config.store, create=True, network_ok=args.i_know) as store, RunProgress() as bar:

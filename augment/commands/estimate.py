@@ -23,7 +23,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from augment.commands.options import add_config_arguments, config_of, kinds_of, wide_console
+from augment.commands.options import (
+    add_config_arguments,
+    add_limit_argument,
+    config_of,
+    kinds_of,
+    limit_of,
+    wide_console,
+)
+from llmrec_pl.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
@@ -40,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_config_arguments(parser)
     parser.add_argument("--only", metavar="TASKS", help="of pairs,profiles,attributes,embed")
+    add_limit_argument(parser)
     parser.add_argument(
         "--sample", type=int, metavar="N", help="render the prompts of N users only (all)"
     )
@@ -55,15 +64,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the command."""
+    """Run the command.
+
+    Raises:
+        ConfigError: options contradict each other.
+    """
     from augment.estimate import estimate
     from llmrec_pl.data.dataset import InteractionDataset
 
     config, only = config_of(args), kinds_of(args.only)
+    limit = limit_of(args)
+    if limit is not None and not (args.sample is None and args.sizes is None):
+        raise ConfigError("`--limit` cannot be combined with `--sample` or `--sizes`.")
     counter = _counter(config, args.exact)
     if args.sizes is None:
         dataset = InteractionDataset.load(config.dataset)
-        found = estimate(config, dataset, only, sample=args.sample, exact=counter)
+        found = estimate(config, dataset, only, sample=args.sample, exact=counter, limit=limit)
     else:
         found = _of_sizes(config, only, args.sizes, args.sample, counter)
     if args.json:

@@ -76,6 +76,27 @@ def config_of(args: argparse.Namespace) -> AugmentConfig:
     return load_config(args.config, [*args.set, *short])
 
 
+def add_limit_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare how much of the data set is asked about."""
+    parser.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="ask about N users and N items only; a later run adds to them",
+    )
+
+
+def limit_of(args: argparse.Namespace) -> int | None:
+    """Return the limit; None for the whole data set.
+
+    Raises:
+        ConfigError: it is not positive.
+    """
+    if args.limit is not None and args.limit < 1:
+        raise ConfigError(f"`--limit` needs to be positive (got {args.limit}).")
+    return cast("int | None", args.limit)
+
+
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which store a command looks at."""
     parser.add_argument("store", nargs="?", metavar="STORE", help="folder of the journal")

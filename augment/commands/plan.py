@@ -13,7 +13,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from augment.commands.options import add_config_arguments, config_of, kinds_of, wide_console
+from augment.commands.options import (
+    add_config_arguments,
+    add_limit_argument,
+    config_of,
+    kinds_of,
+    limit_of,
+    wide_console,
+)
 from llmrec_pl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_config_arguments(parser)
     parser.add_argument("--only", metavar="TASKS", help="of pairs,profiles,attributes,embed")
+    add_limit_argument(parser)
     parser.add_argument("--i-know", action="store_true", help="allow a network file system")
 
 
@@ -38,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: the form of answers would have to be asked of a server.
     """
-    config, only = config_of(args), kinds_of(args.only)
+    config = config_of(args)
     from augment.clock import SystemClock
     from augment.progress import RunProgress
     from augment.runner import Options, Runner
@@ -46,11 +54,10 @@ def run(args: argparse.Namespace) -> None:
     from augment.store import Store
     from llmrec_pl.data.dataset import InteractionDataset
 
+    options = Options(only=kinds_of(args.only), limit=limit_of(args))
     dataset = InteractionDataset.load(config.dataset)
     with Store(config.store, create=True, network_ok=args.i_know) as store, RunProgress() as bar:
-        runner = Runner(
-            config, dataset, store, Options(only=only), clock=SystemClock(), watcher=bar
-        )
+        runner = Runner(config, dataset, store, options, clock=SystemClock(), watcher=bar)
         for kind in runner.kinds:
             runner.spec_ids[kind] = _plan(runner, kind)
     show_status(read_status(config.store), wide_console())

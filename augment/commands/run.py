@@ -1,12 +1,14 @@
 """Ask what is not answered yet, task after task, then export.
 
 Can be killed at any moment and run again: what was answered is kept and never asked twice.
-Ctrl-C once waits for calls in flight, twice drops them. `--dry-run` shows what it would cost.
+Ctrl-C once waits for calls in flight, twice drops them. `--dry-run` shows what it would cost,
+`--limit 50` tries it on 50 users and 50 items; a run without a limit then asks for the rest.
 
 Examples:
   python -m augment run --config configs/augment/ml-100k.yaml
   python -m augment run --config configs/augment/ml-100k.yaml --provider openai --max-usd 2
   python -m augment run --config FILE --provider local --base-url http://127.0.0.1:8089/v1
+  python -m augment run --config FILE --provider openai --max-usd 1 --limit 50
   python -m augment run --config FILE --only pairs,profiles --dry-run
 
 Status at the end: 0 done, 3 budget used up, 4 no credit left, 5 key or model refused, 6 refused
@@ -23,7 +25,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from augment.commands.options import add_config_arguments, config_of, kinds_of, wide_console
+from augment.commands.options import (
+    add_config_arguments,
+    add_limit_argument,
+    config_of,
+    kinds_of,
+    limit_of,
+    wide_console,
+)
 from augment.specs import KINDS
 
 if TYPE_CHECKING:
@@ -44,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_config_arguments(parser)
     parser.add_argument("--only", metavar="TASKS", help=f"of {','.join(KINDS)}")
+    add_limit_argument(parser)
     parser.add_argument("--max-usd", metavar="USD", help="budget of the store from now on")
     parser.add_argument("--no-cap", action="store_true", help="run without a budget")
     parser.add_argument("--dry-run", action="store_true", help="estimate only, send nothing")
@@ -66,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    config, only = config_of(args), kinds_of(args.only)
+    config, only, limit = config_of(args), kinds_of(args.only), limit_of(args)
     from llmrec_pl.data.dataset import InteractionDataset
 
     dataset = InteractionDataset.load(config.dataset)
@@ -75,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
         from augment.commands.estimate import show_estimate
         from augment.estimate import estimate
 
-        show_estimate(estimate(config, dataset, only), console)
+        show_estimate(estimate(config, dataset, only, limit=limit), console)
         return
     config = within_file_limit(config)
     try:
@@ -105,6 +115,7 @@ def _ask(
             no_cap=args.no_cap,
             policy=Policy(ambiguous=args.ambiguous),
             max_reject_rate=args.max_reject_rate,
+            limit=args.limit,
         )
         runner = Runner(config, dataset, store, options, clock=SystemClock(), watcher=bar)
         asyncio.run(runner.run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from augment.specs import TaskSpec
 from augment.store.states import State
+from llmrec_pl.errors import ConfigError
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Set
 
 _COLUMNS = (
     "id, key, spec, tries, rejects, unknowns, draw, depth, body, context, bound_in, bound_out"
@@ -109,3 +111,36 @@ def count_open(db: sqlite3.Connection, spec: int) -> int:
         "SELECT count(*) FROM request WHERE state = ? AND spec = ?", (State.PLANNED, spec)
     )
     return int(row.fetchone()[0])
+
+
+def check_limit(db: sqlite3.Connection, spec: int, keys: Set[bytes], limit: int) -> None:
+    """Refuse a limited run where requests of an earlier, larger plan wait: it would send them.
+
+    Args:
+        db: the store.
+        spec: id of the spec.
+        keys: requests that the limit leaves; follow-ups belong to the request they stem from.
+        limit: for the message.
+
+    Raises:
+        ConfigError: another request of the spec is planned and not sent.
+    """
+    rows = db.execute(
+        "SELECT key, parent FROM request WHERE state = ? AND spec = ?", (State.PLANNED, spec)
+    )
+    with contextlib.closing(rows):  # a cursor left open would keep the file from being tidied
+        beyond = any(_root(db, key, parent) not in keys for key, parent in rows)
+    if beyond:
+        raise ConfigError(
+            f"`--limit {limit}` leaves less than what an earlier plan in this store left to send "
+            f"({count_open(db, spec):,} requests wait). Leave the limit away or raise it to send "
+            "those, or name another `--store` for a trial."
+        )
+
+
+def _root(db: sqlite3.Connection, key: bytes, parent: int | None) -> bytes:
+    while parent is not None:
+        key, parent = db.execute(
+            "SELECT key, parent FROM request WHERE id = ?", (parent,)
+        ).fetchone()
+    return key

@@ -12,7 +12,7 @@ from augment.answers import find_spec, texts_to_embed
 from augment.config import build_config
 from augment.judge import Policy, judge_reply
 from augment.plan import make_spec, pool_for, wanted
-from augment.runner import plan_row
+from augment.plan_rows import plan_row
 from augment.store import add_spec, plan, reserve
 from augment.store.claims import claim, unpack
 from llmrec_pl.data.prepare import Protocol, prepare_dataset
