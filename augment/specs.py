@@ -23,15 +23,18 @@ RANDOM = "random"
 _NOT_CONTENT = frozenset({"stream", "user", "metadata", "store", "service_tier"})
 
 
+_encode = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+).encode
+
+
 def canonical_json(value: object) -> str:
     """Return JSON with sorted keys, no spaces and text as it is.
 
     Raises:
         ValueError: a number is NaN or infinite.
     """
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    return _encode(value)
 
 
 def request_key(provider: str, endpoint: Endpoint, body: dict[str, Any], draw: int = 0) -> bytes:
@@ -44,8 +47,16 @@ def request_key(provider: str, endpoint: Endpoint, body: dict[str, Any], draw: i
         draw: number of the repeated sample, 0 for the first.
     """
     content = {name: value for name, value in body.items() if name not in _NOT_CONTENT}
-    identity = {"provider": provider, "endpoint": endpoint, "body": content, "draw": draw}
-    return hashlib.sha256(b"llmrec-req\0v1\0" + canonical_json(identity).encode()).digest()
+    return key_of_text(provider, endpoint, canonical_json(content), draw)
+
+
+def key_of_text(provider: str, endpoint: Endpoint, body: str, draw: int = 0) -> bytes:
+    """Return the key of a body that is canonical JSON already; see `request_key`.
+
+    The digest is over the canonical JSON of the four together.
+    """
+    rest = canonical_json({"draw": draw, "endpoint": endpoint, "provider": provider})
+    return hashlib.sha256(f'llmrec-req\0v1\0{{"body":{body},{rest[1:]}'.encode()).digest()
 
 
 class TaskSpec(BaseModel):

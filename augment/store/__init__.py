@@ -24,6 +24,7 @@ from augment.store.changes import (
     add_spec,
     anomaly,
     pack,
+    pack_text,
     plan,
     price_id,
     reserve,
@@ -55,6 +56,7 @@ __all__ = [
     "anomaly",
     "open_readonly",
     "pack",
+    "pack_text",
     "plan",
     "price_id",
     "reserve",
@@ -115,7 +117,7 @@ class Store:
                 self.writer = Writer(
                     lambda: _connect(self.folder / MAIN, max_page_count), self.vectors.commit
                 )
-            except OSError as error:
+            except (OSError, sqlite3.OperationalError) as error:
                 raise StoreFullStop(
                     f"store {str(self.folder)!r} cannot be written: {error}. Make space or give "
                     "permission, and run the same command again."

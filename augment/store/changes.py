@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 def pack(value: object) -> bytes:
     """Compress the canonical JSON of a value."""
-    return zlib.compress(canonical_json(value).encode(), 1)
+    return pack_text(canonical_json(value))
+
+
+def pack_text(text: str) -> bytes:
+    """Compress what is canonical JSON already."""
+    return zlib.compress(text.encode(), 1)
 
 
 @dataclass(frozen=True, slots=True)

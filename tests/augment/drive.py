@@ -122,12 +122,33 @@ async def work(store, spec, spec_id, args):
         max_reject_rate=1.0,
         meter=meter,
     )
+    watch = asyncio.create_task(stop_after(engine, args.stop_after))
     begin = time.perf_counter()
     try:
         await engine.run()
     finally:
+        watch.cancel()
         await answerer.close()
     return meter, time.perf_counter() - begin
+
+
+async def stop_after(engine, n):
+    while n is None or engine.meter.finished < n:
+        await asyncio.sleep(0.05)
+    engine.stop(asyncio.CancelledError())
+
+
+def watch_commits(store, seconds):
+    """Note how long each change takes from being asked for to being on disk."""
+    put = store.put
+
+    def timed(operation):
+        begin = time.perf_counter()
+        future = put(operation)
+        future.add_done_callback(lambda _: seconds.append(time.perf_counter() - begin))
+        return future
+
+    store.put = timed
 
 
 def main(argv=None):
@@ -135,6 +156,8 @@ def main(argv=None):
     parser.add_argument("store")
     parser.add_argument("--url", action="append", required=True)
     parser.add_argument("--n", type=int, default=200)
+    parser.add_argument("--stop-after", type=int, metavar="N", help="leave after N answers")
+    parser.add_argument("--commits", action="store_true", help="time the commits")
     parser.add_argument("--kind", default="pairs")
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--start", type=int, default=8)
@@ -149,7 +172,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     spec, opened = plain_spec(args.kind), time.perf_counter()
     status = 0
+    commits = []
     with Store(args.store, create=True) as store:
+        if args.commits:
+            watch_commits(store, commits)
         found = recover(store, Policy(max_unknowns=args.max_unknowns), 0)
         spec_id = plan_all(store, spec, args.n)
         left = store.do(lambda db: count_open(db, spec_id))
@@ -163,6 +189,8 @@ def main(argv=None):
             said |= {"stop": type(stop).__name__, "message": str(stop)}
     usage = resource.getrusage(resource.RUSAGE_SELF)
     cpu = usage.ru_utime + usage.ru_stime
+    if commits:
+        said["commit_ms"] = {p: 1000 * sorted(commits)[int(p * len(commits))] for p in (0.5, 0.99)}
     said |= {"rss_mb": usage.ru_maxrss / 1024, "cpu_s": cpu, "ready_s": ready}
     print(json.dumps(said), flush=True)
     sys.exit(status)
