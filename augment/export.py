@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polars.exceptions import ComputeError
+
 from augment.answers import choose_specs, described, stored_specs
 from augment.errors import StoreFullStop
 from augment.export_content import read_content
@@ -119,7 +121,7 @@ def _write(
                 attachments=attachments,
                 overwrite=overwrite or _of_this_store(out, manifest),
             )
-    except OSError as error:
+    except (OSError, ComputeError) as error:  # the latter is a full disk in the words of polars
         raise StoreFullStop(
             f"the export {str(out)!r} cannot be written: {error}. What was there before is left; "
             "make space or give permission, and run `python -m augment export` again."

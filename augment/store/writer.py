@@ -93,7 +93,8 @@ class Writer:
             if group:
                 self._commit(db, group)
         if self.failure is None:
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            with contextlib.suppress(sqlite3.Error):  # no room: the log stays, and is read again
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         db.close()
 
     def _commit(

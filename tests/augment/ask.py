@@ -26,6 +26,7 @@ DEFAULTS = {
     "max_wait": 30.0,
     "max_unknowns": 1,
     "max_tries": 5,
+    "stop_after": None,
 }
 
 
