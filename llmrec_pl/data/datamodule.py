@@ -304,7 +304,8 @@ class RecDataModule(L.LightningDataModule):
         dataset = self.dataset
         llm = "none (w3 = 0)"
         if self.augmentation is not None:
-            llm = f"{self.augmentation.path} (w3 = {self.effective_llm_edge_rate})"
+            by = self.augmentation.manifest["provider"]
+            llm = f"{self.augmentation.path} by {by} (w3 = {self.effective_llm_edge_rate})"
             if self.augmentation.dropped:
                 counts = ", ".join(f"{n:,} {why}" for why, n in self.augmentation.dropped.items())
                 llm += f"; invalid edges dropped: {counts}"

@@ -41,8 +41,8 @@ def metrics_table(record: Mapping[str, Any], title: str) -> Table:
     augmentation = record.get("augmentation") or {}
     if augmentation.get("path"):
         caption += (
-            f"; augmentation by {escape(str(augmentation['model']))} with "
-            f"w3 = {augmentation['llm_edge_rate']}"
+            f"; augmentation by {escape(str(augmentation['provider']))}, model "
+            f"{escape(str(augmentation['model']))}, with w3 = {augmentation['llm_edge_rate']}"
         )
     else:
         caption += "; no LLM augmentation (w3 = 0)"

@@ -122,3 +122,16 @@ def test_brackets_in_titles_and_ids_are_shown_and_are_no_markup(record, title):
 def test_a_terminal_of_80_columns_loses_no_number(record, table):
     assert "0.1100" in shown(table(record, "t"), 80)
     assert "…" not in shown(table(record, "t"), 80)
+
+
+def test_a_table_says_who_augmented_and_that_it_was_no_llm(record):
+    assert "no LLM augmentation (w3 = 0)" in shown(metrics_table(record, "x"))
+    record["augmentation"] = {
+        "path": "augmentation/run",
+        "provider": "heuristic (no LLM), placebo shuffled-profiles",
+        "model": "counts",
+        "llm_edge_rate": 0.1,
+    }
+    text = " ".join(shown(metrics_table(record, "x")).split())
+    who = "heuristic (no LLM), placebo shuffled-profiles, model counts, with w3 = 0.1"
+    assert f"augmentation by {who}" in text
