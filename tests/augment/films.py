@@ -10,7 +10,7 @@ from llmrec_pl.data.dataset import _read_ids as read_ids
 from llmrec_pl.data.dataset import _read_splits as read_splits
 
 
-def write_films(root, users=12, items=20, history=4, *, order=None):
+def write_films(root, users=12, items=20, history=4, *, order=None, titles=(), unseen=()):
     """Users u0.. with `history` train items each; what u3 has does not depend on other users.
 
     Args:
@@ -19,6 +19,8 @@ def write_films(root, users=12, items=20, history=4, *, order=None):
         items: number of items.
         history: train interactions a user.
         order: seed of another numbering of users and items; None for the usual one.
+        titles: of the first items, in place of ordinary ones; None for no title.
+        unseen: users with nothing in train.
     """
     root.mkdir(parents=True)
     rng = np.random.default_rng(order)
@@ -28,7 +30,8 @@ def write_films(root, users=12, items=20, history=4, *, order=None):
     rows = []
     for u in range(users):
         liked = np.random.default_rng(u).choice(items, size=history + 2, replace=False)
-        splits = ["train"] * history + ["val", "test"]
+        splits = ["train"] * (0 if u in unseen else history) + ["val", "test"]
+        liked = liked[-len(splits) :]
         rows += [(int(user_at[u]), int(item_at[i]), s) for i, s in zip(liked, splits, strict=True)]
     frame = pl.DataFrame(rows, schema=["user", "item", "split"], orient="row")
     frame.write_parquet(root / "interactions.parquet")
@@ -37,7 +40,10 @@ def write_films(root, users=12, items=20, history=4, *, order=None):
     )
     about = {
         "item_id": [f"m{i}" for i in range(items)],
-        "title": [f"The {i}th Night of the Silver River" for i in range(items)],
+        "title": [
+            titles[i] if i < len(titles) else f"The {i}th Night of the Silver River"
+            for i in range(items)
+        ],
         "year": [1960 + i for i in range(items)],
         "genres": ["Drama", "Comedy|Drama", "Horror", "Comedy"] * (items // 4) + [""] * (items % 4),
     }
