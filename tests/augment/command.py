@@ -53,13 +53,13 @@ class Command:
         }
         self.config.write_text(yaml.safe_dump(values), encoding="utf-8")
 
-    def start(self, *arguments, fault=None, config=True):
+    def start(self, *arguments, **variables):
         """Start a command; its standard error is a pipe, to be read line by line."""
-        given = [*arguments, "--config", self.config] if config else arguments
+        given = [*arguments, "--config", self.config]
         return subprocess.Popen(
             [sys.executable, "-m", "augment", *map(str, given)],
             cwd=self.folder,
-            env=environ(fault, OPENAI_API_KEY=KEY, PYTHONPATH=str(ROOT)),
+            env=environ(OPENAI_API_KEY=KEY, PYTHONPATH=str(ROOT), **variables),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -70,6 +70,6 @@ class Command:
         self.said += out + err
         return process.returncode, (out + err).decode()
 
-    def __call__(self, *arguments, config=True):
+    def __call__(self, *arguments):
         """Run a command to its end; returns (status, what it said)."""
-        return self.end(self.start(*arguments, config=config))
+        return self.end(self.start(*arguments))
