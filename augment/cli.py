@@ -8,7 +8,7 @@ import os
 import sqlite3
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from augment.errors import AugmentStop
 from augment.redact import RedactingFilter, redact
@@ -100,14 +100,23 @@ def run_command(name: str, arguments: list[str]) -> None:
         name: a key of `COMMANDS`.
         arguments: what stands after the name on the command line.
     """
-    module = import_module(_MODULES.get(name, f"augment.commands.{name.replace('-', '_')}"))
+    _module_of(name).run(parser_of(name).parse_args(arguments))
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """Return the parser of a command."""
+    module = _module_of(name)
     parser = argparse.ArgumentParser(
         prog=f"python -m augment {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    module.run(parser.parse_args(arguments))
+    return parser
+
+
+def _module_of(name: str) -> Any:  # noqa: ANN401  # modules of commands have no common type
+    return import_module(_MODULES.get(name, f"augment.commands.{name.replace('-', '_')}"))
 
 
 def _help() -> str:

@@ -196,7 +196,7 @@ def over_seeds(runs: Sequence[Record], tests: Sequence[Metrics]) -> Record:
 def quality_table(results: Sequence[Record], split: str) -> Table:
     """Return recall and NDCG of every chosen trial on one split."""
     first = results[0][split]
-    title = f"{split}: {first['users']:,} users, every item ranked"
+    title = f"{split}: {first['users']:,.0f} users, every item ranked"
     table = Table(title=title, title_justify="left")
     table.add_column("model")
     table.add_column("library", style="dim")

@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 
 MODELS: dict[str, type[Recommender]] = {"MF": MF, "LightGCN": LightGCN, "LLMRec": LLMRec}
 MONITOR = "val/recall@20"
-DATA_SETTINGS = ("batch_size", "sampling", "exclude_features")
+DATA_SETTINGS = (
+    "batch_size",
+    "sampling",
+    "exclude_features",
+    "augmentation",
+    "llm_edge_rate",
+    "llm_parts",
+)
+LABELS = ("condition", "content_id")
+"""Settings that tell trials apart and are no arguments."""
 
 
 class _CpuClock(L.Callback):
@@ -56,7 +65,7 @@ def train(trial: Trial, root: Path) -> Outcome:
             ``optimizer``, a name in `torch.optim`, and its ``weight_decay``.
         root: canonical data set folder.
     """
-    settings = dict(trial.settings)
+    settings = {k: v for k, v in trial.settings.items() if k not in LABELS}
     data_settings: dict[str, Any] = {k: settings.pop(k) for k in DATA_SETTINGS if k in settings}
     optimizer = functools.partial(
         getattr(torch.optim, settings.pop("optimizer", "AdamW")),

@@ -11,6 +11,8 @@ import lightning as L
 import pytest
 import yaml
 
+from augment.cli import COMMANDS as AUGMENT_COMMANDS
+from augment.cli import parser_of
 from llmrec_pl.checkpoints import BestCheckpoint, ResumeCheckpoint
 from llmrec_pl.cli import COMMANDS, TRAINER_COMMANDS
 from llmrec_pl.data.datamodule import RecDataModule
@@ -20,6 +22,7 @@ from llmrec_pl.evaluation.predictions import PredictionWriter
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 COMMAND = re.compile(r"python -m llmrec_pl ([^\n`]*)")
+AUGMENT = re.compile(r"python -m augment ([a-z][^\n`]*)")
 
 
 def commands():
@@ -57,7 +60,7 @@ def test_options_named_in_the_text_exist(page):
         assert_option(name)
 
 
-@pytest.mark.parametrize(("line", "page"), commands())
+@pytest.mark.parametrize(("line", "page"), list(commands()))
 def test_commands_in_the_docs_exist_with_their_options(line, page, capsys):
     words = shlex.split(line.split("  ")[0].split(" #")[0])
     assert words[0] in COMMANDS | TRAINER_COMMANDS
@@ -76,6 +79,27 @@ def test_commands_in_the_docs_exist_with_their_options(line, page, capsys):
     for word in words:
         if word.startswith("--"):
             assert word.split("=")[0] in documented
+
+
+def augment_commands():
+    """Every command line of stage 1 in a page, and in the examples of its own help."""
+    texts = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+    texts |= {name: parser_of(name).description for name in AUGMENT_COMMANDS}
+    for where, text in texts.items():
+        for found in AUGMENT.findall(re.sub(r"\\\n|\n {9,}", " ", text)):
+            line = re.split(r" {3,}| #", found.strip())[0]
+            yield pytest.param(line, id=f"{where}: {line[:60]}")
+
+
+@pytest.mark.parametrize("line", list(augment_commands()))
+def test_commands_of_stage_1_parse(line):
+    name, *words = shlex.split(line)
+    assert name in AUGMENT_COMMANDS
+    if words or name in ("doctor", "serve-local"):  # else it is named, not typed
+        parser_of(name).parse_args(words)
+    for word in words:
+        if word.startswith("configs/"):
+            assert (ROOT / word).is_file() or "books" in word
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
