@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from functools import partial
 
@@ -13,7 +14,7 @@ from augment.config import build_config
 from augment.judge import Policy, judge_reply
 from augment.plan import make_spec, pool_for, wanted
 from augment.plan_rows import plan_row
-from augment.store import add_spec, plan, reserve
+from augment.store import Store, add_spec, plan, reserve
 from augment.store.claims import claim, unpack
 from llmrec_pl.data.prepare import Protocol, prepare_dataset
 from llmrec_pl.data.sources.simulated import simulate
@@ -167,3 +168,26 @@ DEFAULT = {
 
 def body_of(db, request):
     return unpack(db.execute("SELECT body FROM request WHERE id = ?", (request,)).fetchone()[0])
+
+
+@contextlib.contextmanager
+def opened(config):
+    """Yield the store of a config."""
+    with Store(config.store, create=True, spool_size=2**16) as store:
+        yield store
+
+
+def fill(config, data, *, country="Altoria"):
+    """Answer everything that a config asks."""
+    with opened(config) as store:
+        answer(store, config, data, "pairs")
+        users = iter(range(10**6))
+        answer(store, config, data, "profiles", lambda c, b: profile(next(users) % 7))
+        answer(
+            store,
+            config,
+            data,
+            "attributes",
+            lambda c, b: records(c, director=f"D{int(c['items'][0]) % 3}", country=country),
+        )
+        answer(store, config, data, "embed")

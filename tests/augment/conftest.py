@@ -1,9 +1,11 @@
 """A store with a planned task, filled without any server."""
 
 import pytest
+from answered import config_of, simulated
 from store_rows import row_of, spec_of
 
 from augment.store import Store, add_spec, plan
+from llmrec_pl.data.dataset import InteractionDataset
 
 
 @pytest.fixture
@@ -19,3 +21,15 @@ def planned(store):
     store.do(lambda db: plan(db, spec_id, [row_of(i) for i in range(20)]))
     run = store.do(lambda db: db.execute("INSERT INTO run(t0) VALUES (0)").lastrowid)
     return store, spec_id, run
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Simulated films, for what is filled by hand with `answered`."""
+    return InteractionDataset.load(simulated(tmp_path_factory.mktemp("data") / "films"))
+
+
+@pytest.fixture
+def config(tmp_path, data):
+    """A config for them."""
+    return config_of(tmp_path, data.root)

@@ -9,16 +9,6 @@ from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.errors import AugmentationError
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return InteractionDataset.load(simulated(tmp_path_factory.mktemp("data") / "films"))
-
-
-@pytest.fixture
-def config(tmp_path, data):
-    return config_of(tmp_path, data.root)
-
-
 @pytest.fixture
 def store(config):
     with Store(config.store, create=True, spool_size=2**16) as opened:

@@ -1,4 +1,3 @@
-import contextlib
 import hashlib
 import json
 import shutil
@@ -13,9 +12,10 @@ from answered import (
     chat,
     config_of,
     embedded,
+    fill,
+    opened,
     profile,
     records,
-    simulated,
     vector_of,
 )
 from hypothesis import HealthCheck, given, settings
@@ -25,42 +25,10 @@ from augment.errors import StoreFullStop
 from augment.export import export
 from augment.export_content import _slugs
 from augment.provenance import usd
-from augment.store import Store
 from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.errors import AugmentationError
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return InteractionDataset.load(simulated(tmp_path_factory.mktemp("data") / "films"))
-
-
-@pytest.fixture
-def config(tmp_path, data):
-    return config_of(tmp_path, data.root)
-
-
-@contextlib.contextmanager
-def opened(config):
-    with Store(config.store, create=True, spool_size=2**16) as store:
-        yield store
-
-
-def fill(config, data, *, country="Altoria"):
-    with opened(config) as store:
-        answer(store, config, data, "pairs")
-        users = iter(range(10**6))
-        answer(store, config, data, "profiles", lambda c, b: profile(next(users) % 7))
-        answer(
-            store,
-            config,
-            data,
-            "attributes",
-            lambda c, b: records(c, director=f"D{int(c['items'][0]) % 3}", country=country),
-        )
-        answer(store, config, data, "embed")
 
 
 def hashes(folder):

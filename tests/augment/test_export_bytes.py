@@ -1,4 +1,3 @@
-import contextlib
 import hashlib
 import json
 import os
@@ -12,49 +11,17 @@ import pytest
 from answered import (
     answer,
     config_of,
+    fill,
+    opened,
     profile,
     records,
-    simulated,
 )
 
 from augment.export import export
-from augment.store import Store
 from llmrec_pl.data.augmentation import MANIFEST, load_augmentation
 from llmrec_pl.data.augmentation_fields import read_tensors
-from llmrec_pl.data.dataset import InteractionDataset
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return InteractionDataset.load(simulated(tmp_path_factory.mktemp("data") / "films"))
-
-
-@pytest.fixture
-def config(tmp_path, data):
-    return config_of(tmp_path, data.root)
-
-
-@contextlib.contextmanager
-def opened(config):
-    with Store(config.store, create=True, spool_size=2**16) as store:
-        yield store
-
-
-def fill(config, data, *, country="Altoria"):
-    with opened(config) as store:
-        answer(store, config, data, "pairs")
-        users = iter(range(10**6))
-        answer(store, config, data, "profiles", lambda c, b: profile(next(users) % 7))
-        answer(
-            store,
-            config,
-            data,
-            "attributes",
-            lambda c, b: records(c, director=f"D{int(c['items'][0]) % 3}", country=country),
-        )
-        answer(store, config, data, "embed")
 
 
 def hashes(folder):

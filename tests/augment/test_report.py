@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import polars as pl
 import pytest
-from answered import answer, chat, config_of, profile, records, simulated
+from answered import answer, chat, config_of, profile, records
 from rich.console import Console
 
 from augment.cli import run_command
@@ -15,16 +15,6 @@ from augment.report_view import as_markdown, show
 from augment.store import Store
 from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.errors import AugmentationError, ConfigError, DatasetError
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return InteractionDataset.load(simulated(tmp_path_factory.mktemp("data") / "films"))
-
-
-@pytest.fixture
-def config(tmp_path, data):
-    return config_of(tmp_path, data.root)
 
 
 def pairs_reply(data, best, user_of):
