@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from augment.classify import Classified, Outcome, classify
 from augment.redact import HIDDEN
-from augment.specs import canonical_json
 from augment.wire import Reply
 
 if TYPE_CHECKING:
@@ -43,7 +42,8 @@ def custom_id(key: bytes) -> str:
 def request_line(key: bytes, endpoint: Endpoint, body: dict[str, Any]) -> bytes:
     """Return a line of a file of requests."""
     entry = {"custom_id": custom_id(key), "method": "POST", "url": URLS[endpoint], "body": body}
-    return canonical_json(entry).encode() + b"\n"
+    # The order of the body stays: answers come in the order of the schema's properties.
+    return json.dumps(entry, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
 
 class PartFile:

@@ -14,7 +14,7 @@ from augment import validate
 from augment.classify import Outcome
 from augment.money import FREE, Usage, bound_cost, bound_input, bound_output, cost
 from augment.specs import canonical_json, request_key
-from augment.store import AttemptState, ChildRow, RequestChange, Settlement, State, pack
+from augment.store import AttemptState, ChildRow, RequestChange, Settlement, State, pack, pack_body
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,7 +144,7 @@ def child_row(spec: TaskSpec, item: Claimed, child: Child) -> ChildRow:
     """Render a follow-up with a key and bounds of its own."""
     return ChildRow(
         key=request_key(spec.provider, spec.endpoint, child.body, item.draw),
-        body=pack(child.body),
+        body=pack_body(child.body),
         context=item.packed_context if child.context is None else pack(child.context),
         bound_in=bound_input(child.body),
         bound_out=bound_output(child.body) or 0,

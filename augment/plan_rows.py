@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from augment.money import bound_input, bound_output
 from augment.specs import canonical_json, key_of_text
-from augment.store import PlanRow, pack, pack_text
+from augment.store import PlanRow, pack, pack_body
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,12 +22,12 @@ def plan_row(spec: TaskSpec, want: Wanted) -> PlanRow:
     if want.body is None:
         return PlanRow(want.entity, want.field, want.skip or "skipped", context=context)
     draw = want.field if spec.kind != "embed" else 0
-    text = canonical_json(want.body)  # once: it is most of the work of planning
+    text = canonical_json(want.body)
     return PlanRow(
         entity=want.entity,
         field=want.field,
         key=key_of_text(spec.provider, spec.endpoint, text, draw),
-        body=pack_text(text),
+        body=pack_body(want.body),
         context=context,
         bound_in=bound_input(want.body),
         bound_out=bound_output(want.body) or 0,

@@ -6,9 +6,10 @@ or looks at the network.
 
 from __future__ import annotations
 
+import json
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from augment.errors import BudgetStop
 from augment.money import format_usd
@@ -17,7 +18,7 @@ from augment.store.states import AttemptState, State
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -30,8 +31,16 @@ def pack(value: object) -> bytes:
     return pack_text(canonical_json(value))
 
 
+def pack_body(body: Mapping[str, Any]) -> bytes:
+    """Compress a request's body as it is sent: its order is no part of its key, but matters.
+
+    Servers write an answer's fields in the order of the schema's properties.
+    """
+    return pack_text(json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
+
+
 def pack_text(text: str) -> bytes:
-    """Compress what is canonical JSON already."""
+    """Compress JSON that is text already."""
     return zlib.compress(text.encode(), 1)
 
 
