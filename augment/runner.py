@@ -167,16 +167,16 @@ class Runner:
                 self.store.do(lambda db: self._end(db, run, status))
 
     def price(self, kind: Kind) -> Price | None:
-        """Return what a task's tokens cost; None where nothing is charged.
+        """Return what a task's tokens cost; None where nothing is charged, or nobody knows.
 
         Raises:
             ConfigError: the model's price is not known and a budget is to be kept.
         """
-        if is_free(kind, self.config) or self.options.no_cap:
+        if is_free(kind, self.config):
             return None
         model = model_of(kind, self.config)
         price = load_prices(self.config.provider.prices).find(model, "sync")
-        if price is None:
+        if price is None and not self.options.no_cap:
             raise ConfigError(
                 f"no price is known for model {model!r}, so no budget can be kept. Give a file "
                 "with its price under `provider.prices` (like augment/prices.toml), say "
@@ -185,13 +185,16 @@ class Runner:
         return price
 
     def _budget(self, *, free: bool) -> None:
+        if self.options.no_cap:
+            self.store.do(lambda db: set_cap(db, None))
+            return
         given = self.options.max_usd
         if given is None and self.config.max_usd is not None:
             given = str(self.config.max_usd)
         if given is not None:
             cap = parse_usd(given)
             self.store.do(lambda db: set_cap(db, cap))
-        elif not (free or self.options.no_cap):
+        elif not free:
             (cap,) = self.store.do(lambda db: db.execute("SELECT cap_pusd FROM ledger").fetchone())
             if cap is None:
                 raise ConfigError(

@@ -54,8 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--only", metavar="TASKS", help=f"of {','.join(KINDS)}")
     add_limit_argument(parser)
-    parser.add_argument("--max-usd", metavar="USD", help="budget of the store from now on")
-    parser.add_argument("--no-cap", action="store_true", help="run without a budget")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--max-usd", metavar="USD", help="budget of the store from now on")
+    budget.add_argument("--no-cap", action="store_true", help="lift the budget of the store")
     parser.add_argument("--dry-run", action="store_true", help="estimate only, send nothing")
     parser.add_argument(
         "--ambiguous",

@@ -334,6 +334,17 @@ def test_a_changed_price_touches_no_old_attempt(place):
     _audited()
 
 
+def test_without_a_cap_money_is_still_counted(place, capsys):
+    with FaultServer() as server:
+        assert ask(server, "--max-usd", "0.000001") == 3
+        assert ask(server, "--no-cap", "--only", "pairs") == 0
+        assert read_status("store").ledger.cap_pusd is None
+        assert read_status("store").ledger.spent_pusd > 10**6
+        assert ask(server, "--no-cap", "--max-usd", "1") == 2
+        assert ask(server, "--no-cap", "--model", "unheard-of", "--only", "profiles") == 0
+    _audited()
+
+
 # Identity ----------------------------------------------------------------------------------
 
 
