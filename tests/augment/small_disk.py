@@ -43,6 +43,10 @@ class SmallDisk:
         """Give it back."""
         self._filler.unlink()
 
+    def read_only(self):
+        """Allow no more writing."""
+        subprocess.run(["mount", "-o", "remount,ro", str(self.folder)], check=True)
+
     def unmount(self):
         """Take the disk away."""
         subprocess.run(["umount", "--lazy", str(self.folder)], check=True)

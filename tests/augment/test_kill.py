@@ -1,11 +1,14 @@
 """kill -9, for real, at chosen places and at random moments."""
 
+import contextlib
 import random
 import signal
 import time
 
 import pytest
 
+from augment.store import open_readonly
+from tests.augment.command import Command
 from tests.augment.fault_replies import Step
 from tests.augment.fault_server import FaultServer
 from tests.augment.lives import C, check, finish, start
@@ -35,6 +38,25 @@ def test_a_kill_at_a_chosen_place_loses_nothing(tmp_path, fault, posts_lost, unk
     assert len(server.posts) <= 60 + C
     if fault.startswith("spooled"):
         assert said["recovered"][0] >= 1, "the body that was read is not asked for again"
+
+
+def test_a_plan_that_was_killed_between_two_blocks_is_finished_by_the_next(tmp_path):
+    with FaultServer() as server:
+        command = Command(tmp_path, server, users=6000)
+        assert command.end(command.start("plan", AUGMENT_FAULT="planned:1"))[0] == -signal.SIGKILL
+        assert plan_of(command.store)[:2] == (5000, 0)
+        assert command("plan")[0] == 0
+        wanted, planned, keys = plan_of(command.store)
+        assert (wanted, planned, server.posts) == (6000, 1, [])
+    assert len(keys) == len(set(keys)), "a key is planned once"
+
+
+def plan_of(store):
+    """Number of wanted answers, whether that is all, and the keys of requests."""
+    with contextlib.closing(open_readonly(store)) as db:
+        (wanted,) = db.execute("SELECT count(*) FROM wanted WHERE request IS NOT NULL").fetchone()
+        (planned,) = db.execute("SELECT planned FROM spec").fetchone()
+        return wanted, planned, [key for (key,) in db.execute("SELECT key FROM request")]
 
 
 @pytest.mark.slow

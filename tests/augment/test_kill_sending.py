@@ -114,7 +114,20 @@ def test_a_person_may_decide_about_them_before_the_next_run(tmp_path, capsys):
         assert read_ledger(db).reserved_pusd == sum(lost.values()) - lost[first]
 
 
-@pytest.mark.parametrize("nth", [6, 14, 25])
+def test_a_body_that_was_read_is_never_asked_for_again_and_counted_once(tmp_path):
+    one = ["--concurrency", "1"]
+    with FaultServer() as server:
+        killed = start(tmp_path / "s", server, n=12, fault="spooled:5", extra=one)
+        killed.communicate(timeout=60)
+        assert (killed.returncode, len(server.posts)) == (-signal.SIGKILL, 5)
+        said = finish(start(tmp_path / "s", server, n=12, extra=one))
+        asked = check(tmp_path / "s", server, 12)
+    assert said["recovered"] == [1, 0, 0]
+    assert most_posts_of_one_key(server) == 1
+    assert asked.ledger.spent_pusd == asked.billed_pusd()
+
+
+@pytest.mark.parametrize("nth", [6, 14])
 def test_a_kill_before_a_commit_returns_leaves_a_settlement_whole_or_undone(tmp_path, nth):
     store = tmp_path / "s"
     with FaultServer([Step(latency=0.01)]) as server:
@@ -140,12 +153,12 @@ def test_a_kill_before_a_commit_returns_leaves_a_settlement_whole_or_undone(tmp_
 
 def test_vectors_that_were_committed_without_their_results_are_not_paid_again(tmp_path):
     """The spool is lost too, as after a power cut."""
-    store = tmp_path / "s"
     with FaultServer() as server:
-        for nth in range(4, 12):
+        for nth in (10, 9, 8, 7):  # the commit that settles the one call, at the first try so far
+            store = tmp_path / str(nth)
             killed = start(store, server, n=256, fault=f"commit:{nth}", extra=["--kind", "embed"])
             killed.communicate(timeout=60)
-            if server.posts:
+            if killed.returncode == -signal.SIGKILL and server.posts:
                 break
         until(lambda: server.in_flight == 0)
         posts = len(server.posts)

@@ -11,6 +11,8 @@ import urllib.parse
 import zlib
 from pathlib import Path
 
+import pytest
+
 from augment.cli import COMMANDS, main
 from augment.store import State, open_readonly
 from tests.augment.batch_server import Account, Fault, answered, response
@@ -85,6 +87,7 @@ class Everything:
                             yield f"{path.name}: {table}", str(value).encode()
 
 
+@pytest.mark.slow
 def test_the_key_is_in_no_file_and_no_word_of_any_command(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)

@@ -322,4 +322,4 @@ _FORM = {
 }
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+TestMachine.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
