@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from augment.budget import Ledger, read_ledger
@@ -211,26 +213,33 @@ def show_status(status: Status, console: Console) -> None:
 
 
 def _tasks_table(status: Status) -> Table:
-    table = Table(title=f"store {status.store}", title_justify="left")
+    table = Table(
+        title=f"store {status.store}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,  # names of models and servers need the room
+    )
     table.add_column("task", no_wrap=True)
-    table.add_column("answered by", overflow="fold")
-    for name in ("wanted", "done", "open", "quarantined", "unknown", "skipped"):
+    table.add_column("answered by", overflow="fold", min_width=23)
+    for name in ("wanted", "done", "open", "quarantined", "skipped"):
         table.add_column(name, justify="right")
-    table.add_column("tokens in / out", justify="right")
+    table.add_column("tokens in /\nout", justify="right")
     table.add_column("spent", justify="right")
     for task in status.tasks:
         n = task.states.get
-        waiting = {name: n(name, 0) for name in ("planned", "in_flight", "in_batch", "followed")}
+        names = ("planned", "in_flight", "in_batch", "followed", "unknown")
+        waiting = {name: n(name, 0) for name in names}
         table.add_row(
             task.kind,
-            f"{task.provider}\n{task.model}\n{task.prompt_set or 'texts'} {task.spec}",
+            escape(
+                f"{task.model} ({task.provider})\n{task.prompt_set or 'texts'}, spec {task.spec}"
+            ),
             f"{task.wanted:,}",
             f"{n('done', 0):,}",
             _lines({name.replace("_", " "): k for name, k in waiting.items()}),
             _lines(task.codes),
-            f"{n('unknown', 0):,}",
             _lines(task.skipped),
-            f"{task.tokens_in:,} / {task.tokens_out:,}",
+            f"{task.tokens_in:,} /\n{task.tokens_out:,}" if task.tokens_in else "0",
             format_usd(task.spent_pusd),
         )
     return table

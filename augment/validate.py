@@ -7,6 +7,7 @@ there a choice, was it refused, was it cut, and only then what it says.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -34,6 +35,8 @@ __all__ = ["embedding_verdicts", "internal_error", "validate", "validator_name"]
 
 VERSION = 1
 _UNKNOWN = frozenset({"", "unknown", "n/a", "null", "none", "not known", "not available"})
+_PLACEHOLDER = re.compile(r"<[^<>]*>?")
+"""What stands for a value in the form of the prompt; small models give it back."""
 _NOT_INTEGER = ("int_type", "int_from_float", "int_parsing")
 
 
@@ -156,15 +159,19 @@ def _known(spec: TaskSpec, record: dict[str, Any]) -> dict[str, Any]:
     for field, value in record.items():
         if isinstance(value, list):
             names = [clean_text(name) for name in value]
-            distinct = {n.casefold(): n for n in reversed(names) if n.casefold() not in _UNKNOWN}
+            distinct = {n.casefold(): n for n in reversed(names) if not _says_nothing(n)}
             made[field] = list(reversed(distinct.values()))
             continue
         made[field] = clean_text(value) if isinstance(value, str) else value
-        if isinstance(value, str) and made[field].casefold() in _UNKNOWN:
+        if isinstance(value, str) and _says_nothing(made[field]):
             if _lenient(spec):
                 raise RejectedError("unknown_value", f"`{field}` needs a best guess.")
             made[field] = None
     return made
+
+
+def _says_nothing(name: str) -> bool:
+    return name.casefold() in _UNKNOWN or _PLACEHOLDER.fullmatch(name) is not None
 
 
 def _profile(spec: TaskSpec, text: str) -> dict[str, Any]:

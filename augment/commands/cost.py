@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from augment.costs import CostRow
 
+_USES = ("useful", "rejected", "duplicate", "unknown")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -109,28 +111,40 @@ def _ablation(db: sqlite3.Connection, *, as_json: bool) -> None:
 
 
 def _table(rows: list[CostRow], by: list[str]) -> Table:
+    """Return the rows; what nothing was spent on has no column."""
+    from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     from augment.money import format_usd
 
-    table = Table(title="what was paid for", title_justify="left")
+    table = Table(
+        title="what was paid for",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+    )
     for name in by:
-        table.add_column(name)
-    for name in ("calls", "accepted", "tokens in / out", "useful", "rejected", "duplicate"):
-        table.add_column(name, justify="right")
-    for name in ("unknown", "spent", "per result"):
+        table.add_column(name, overflow="fold", no_wrap=name == "task")
+    uses = [name for name in _USES if any(_spent_on(row, name) for row in rows)]
+    for name in ("calls", "accepted", "tokens in / out", *uses, "spent", "per result"):
         table.add_column(name, justify="right")
     for row in rows:
         share = "-" if row.acceptance is None else f"{row.acceptance:.1%} of {row.replies:,}"
-        pending = row.pusd.get("unknown", 0) + row.pusd.get("in_flight", 0)
-        money = [row.pusd.get(use, 0) for use in ("useful", "rejected", "duplicate")]
         each = "-" if row.per_result_pusd is None else format_usd(row.per_result_pusd)
         table.add_row(
-            *("-" if row.group[name] is None else str(row.group[name]) for name in by),
+            *("-" if row.group[name] is None else escape(str(row.group[name])) for name in by),
             f"{row.calls:,}",
             share,
             f"{row.tokens_in:,} / {row.tokens_out:,}",
-            *(format_usd(amount) for amount in (*money, pending, row.spent_pusd)),
+            *(format_usd(_spent_on(row, name)) for name in uses),
+            format_usd(row.spent_pusd),
             each,
         )
     return table
+
+
+def _spent_on(row: CostRow, use: str) -> int:
+    """Return pico-USD; what is in flight counts as unknown."""
+    waiting = row.pusd.get("in_flight", 0) if use == "unknown" else 0
+    return row.pusd.get(use, 0) + waiting

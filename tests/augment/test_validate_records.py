@@ -20,8 +20,8 @@ def test_a_good_profile(prompt_set):
 def test_texts_of_a_profile_are_made_even():
     said = {
         **PROFILE,
-        "liked_genres": [" Horror ", "horror", "Sci\nFi\x00", "unknown", ""],
-        "country": "Unknown",
+        "liked_genres": [" Horror ", "horror", "Sci\nFi\x00", "unknown", "", "<name>"],
+        "country": "<country of the person",
         "language": " \u202eEnglish \t (US) ",
     }
     verdict = judged("profiles", json.dumps(said))
@@ -51,7 +51,7 @@ def test_null_is_for_the_newer_set_only():
     assert judged("profiles", content, OLD).code == "schema"
 
 
-@pytest.mark.parametrize("word", ["unknown", "Unknown", " N/A ", ""])
+@pytest.mark.parametrize("word", ["unknown", "Unknown", " N/A ", "", "<language>"])
 def test_the_older_set_wants_a_guess(word):
     content = json.dumps({**PROFILE, "language": word})
     assert judged("profiles", content, OLD).code == "unknown_value"
