@@ -20,7 +20,7 @@ def test_a_good_profile(prompt_set):
 def test_texts_of_a_profile_are_made_even():
     said = {
         **PROFILE,
-        "liked_genres": [" Horror ", "horror", "Sci\nFi\x00", "unknown", "", "<name>"],
+        "liked_genres": [" Horror ", "horror", "Sci\nFi\x00", "unknown", "<name>"],
         "country": "<country of the person",
         "language": " \u202eEnglish \t (US) ",
     }
