@@ -90,6 +90,19 @@ def test_a_signal_while_calls_wait_for_the_server_s_pause_ends_the_run_at_once(t
     assert read_status(command.store).ledger.reserved_pusd == 0
 
 
+def test_a_signal_while_the_server_is_probed_ends_the_run(tmp_path):
+    with FaultServer(["hang"]) as server:
+        command = Command(tmp_path, server, provider={"structured": "auto"})
+        process = command.start("run")
+        until(lambda: server.in_flight, process)
+        process.send_signal(signal.SIGTERM)
+        status, said = command.end(process)
+        assert (status, len(server.posts)) == (130, 1)
+        assert "Traceback" not in said
+    assert attempts(command.store) == {}
+    assert read_status(command.store).runs[0]["exit"] == 130
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """Films with so many users that planning takes three blocks."""
