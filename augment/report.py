@@ -226,6 +226,7 @@ class _Scorer:
             "p_least_liked_by_chance": tail_below(least, chances) if n else None,
             "first_of_pool": self._first_of_pool(spec, told),
             "draws_agree": asdict(Share.of(agreed, users)) if spec.draws > 1 else None,
+            "candidates": spec.settings["n_candidates"],
             "places": {name: dict(sorted(c.items())) for name, c in places.items()},
         }
 

@@ -44,6 +44,7 @@ def sections(found: Mapping[str, Any], *, brief: bool = False) -> list[Section]:
         _acceptance(found["acceptance"], who),
         _verdicts(found["acceptance"], who),
         _pairs(found["pairs"], who),
+        _places(found["pairs"], who),
         _names("attributes", found["attributes"], who),
         _confusions("attributes", mixed, who, most=3 if brief else 5),
         _ages(found["profiles"], who),
@@ -159,8 +160,29 @@ def _pairs(rows: Rows, who: Numbers) -> Section:
                 percent(r["first_of_pool"]),
             )
             for r in rows
+            if r["users"]
         ],
     )
+
+
+def _places(rows: Rows, who: Numbers) -> Section:
+    return Section(
+        "Pairs: where the picks stood in the list",
+        "The place picked most often, and how often: a model that reads the list picks all places, "
+        "one that does not repeats itself.",
+        ["#", "candidates", "most liked", "least liked"],
+        [
+            (who[r["spec"]], str(r["candidates"]), *map(_favourite, r["places"].values()))
+            for r in rows
+            if r["users"]
+        ],
+    )
+
+
+def _favourite(places: Mapping[Any, int]) -> str:
+    place = max(places, key=lambda p: (places[p], -int(p)))
+    n = sum(places.values())
+    return f"number {place}: {places[place]:,} of {n:,} ({100 * places[place] / n:.0f} %)"
 
 
 def _names(task: str, rows: Rows, who: Numbers) -> Section:

@@ -50,10 +50,10 @@ def run(args: argparse.Namespace) -> None:
     from llmrec_pl.data.dataset import InteractionDataset
 
     found = measure(config.store, config, InteractionDataset.load(config.dataset), files)
+    out = Path(args.out) if args.out else config.store / "report"
+    written = write_report(found, out)  # first: who reads the tables may close the pipe early
     console = Console()
     show(found, console)
-    out = Path(args.out) if args.out else config.store / "report"
-    written = write_report(found, out)
     names = ", ".join(path.name for path in written)
     console.print(f"written to {out}: {names}", highlight=False, soft_wrap=True)
 
