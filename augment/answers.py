@@ -19,7 +19,7 @@ from llmrec_pl.errors import AugmentationError
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from augment.config import AugmentConfig
     from augment.specs import Kind
@@ -213,6 +213,37 @@ def _last_word(
             "LEFT JOIN result s ON s.request = r.id WHERE r.id = ?",
             (child,),
         ).fetchone()
+
+
+def records_of(
+    db: sqlite3.Connection,
+    config: AugmentConfig,
+    dataset: InteractionDataset,
+    known: Mapping[Kind, int],
+    *,
+    needed: bool,
+) -> dict[Kind, int]:
+    """Return the specs whose answers are texts to embed: those of this run, else the config's.
+
+    Args:
+        db: the store.
+        config: whose specs are taken.
+        dataset: the data set.
+        known: specs of this run.
+        needed: complain if there is none.
+
+    Raises:
+        AugmentationError: nothing was asked under this config, and it is needed.
+    """
+    kinds: tuple[Kind, Kind] = ("profiles", "attributes")
+    found = {kind: known.get(kind) or find_spec(db, kind, config, dataset) for kind in kinds}
+    if needed and not any(found.values()):
+        raise AugmentationError(
+            "there is nothing to embed: no profiles and attributes were asked for under this "
+            f"config. What was asked for this data set: {described(stored_specs(db, dataset))}. "
+            "Name the provider's label and the chat model that answered."
+        )
+    return {kind: spec for kind, spec in found.items() if spec is not None}
 
 
 def texts_to_embed(

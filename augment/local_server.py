@@ -278,8 +278,8 @@ def _greeting(
     """Return where it serves, and a run that fits: what waits in the server's queue ages."""
     url, name = f"{address}/v1", shlex.quote(model.stem)
     task, use = "chat", f"--model {name}"
-    if embeddings:
-        task, use = "embeddings", f"--embed-model {name} --only embed"
+    if embeddings:  # profiles and attributes are found by the chat model that gave them
+        task, use = "embeddings", f"--embed-model {name} --only embed --model CHAT-MODEL"
     key = "" if key_env is None else f" --key-env {key_env}"
     return (
         f"serving {task} with {model.name} at {url}\n"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from augment.answers import find_spec, texts_to_embed
+from augment.answers import records_of, texts_to_embed
 from augment.budget import set_cap
 from augment.engine import Engine
 from augment.errors import AugmentStop
@@ -343,13 +343,9 @@ class Runner:
         """Yield what profiles and attributes of this config gave, to be embedded."""
         limit = self.options.limit
         with contextlib.closing(open_readonly(self.store.folder)) as db:
-            for kind in ("profiles", "attributes"):
-                if kind not in self.spec_ids:
-                    found = find_spec(db, kind, self.config, self.dataset)
-                    if found is None:
-                        continue
-                    self.spec_ids[kind] = found
-                asked = self.spec_ids[kind]
+            alone = self.options.only == frozenset({"embed"})
+            found = records_of(db, self.config, self.dataset, self.spec_ids, needed=alone)
+            for kind, asked in found.items():
                 within = (
                     entities_within(read_spec(db, asked), self.dataset, limit) if limit else None
                 )

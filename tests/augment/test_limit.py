@@ -166,3 +166,12 @@ def test_a_replay_of_a_limited_run_gives_the_same(place):
 def test_a_senseless_limit_is_refused(place, capsys, arguments, said):
     assert call(arguments[0], "--config", "c.yaml", *arguments[1:]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_embedding_alone_says_so_where_nothing_was_asked_under_this_config(place, capsys):
+    assert call("run", "--config", "c.yaml", "--limit", 2, "--no-export") == 0
+    other = ["--set", "domain.creator=director", "--only", "embed"]
+    assert call("run", "--config", "c.yaml", *other) == 1
+    said = capsys.readouterr().err
+    assert "there is nothing to embed" in said
+    assert "profiles by heuristic@v1 / counts" in said
