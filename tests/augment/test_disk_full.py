@@ -150,6 +150,8 @@ def test_full_before_it_is_opened(disk, tmp_path):
         assert "Traceback" not in said
         disk.free()
         assert command("run", "--no-export")[0] == 0
+        disk.fill()
+        assert command("run")[0] == 74, "its own files are there already"
         assert len(server.posts) == 12
 
 

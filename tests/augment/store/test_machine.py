@@ -29,7 +29,6 @@ from tests.augment.fault_replies import Step, reply_body
 POLICY = Policy(max_rejects=1, max_unknowns=1)
 PRICE = load_prices(None).find("gpt-4o-mini", "sync")
 SPEC = plain_spec()
-OPEN = (AttemptState.INTENT, AttemptState.UNKNOWN)
 FAILURES = {
     "lost": Classified(Outcome.ambiguous, "unknown", None, "reset", ""),
     "not_sent": Classified(Outcome.not_sent, "no", None, "connect", ""),
@@ -58,12 +57,13 @@ class Machine(RuleBasedStateMachine):
         self.cap, self.spent, self.reserved = None, 0, 0
         self._open(self.root / "0")
 
-    @initialize()
-    def begin(self):
+    @initialize(calls=st.none() | st.integers(1, 4))
+    def begin(self, calls):
         self.spec, _ = self.store.do(lambda db: add_spec(db, SPEC, 0))
         self.run = self.store.do(lambda db: db.execute("INSERT INTO run(t0) VALUES (0)").lastrowid)
         self.price = self.store.do(lambda db: price_id(db, PRICE))
         self._plan(4)
+        self.change_the_cap(calls)
 
     def _open(self, folder):
         self.folder = folder
@@ -106,9 +106,12 @@ class Machine(RuleBasedStateMachine):
 
     # Sending -------------------------------------------------------------------------------
 
-    @rule(choice=pick)
-    def reserve(self, choice):
-        request = sorted(self.requests)[choice % len(self.requests)]
+    @rule(choices=st.lists(pick, min_size=1, max_size=4))
+    def reserve(self, choices):
+        for choice in choices:
+            self._reserve(sorted(self.requests)[choice % len(self.requests)])
+
+    def _reserve(self, request):
         row = plain_row(SPEC, request - 1)
         bound = call_bound(PRICE, [row])
         send = partial(
@@ -140,12 +143,19 @@ class Machine(RuleBasedStateMachine):
         self.spooled[attempt] = good
         self.store.spool.write(attempt, self._body(attempt, good)[0])
 
-    @precondition(lambda self: self._attempts(*OPEN))
+    @precondition(lambda self: self._attempts(AttemptState.INTENT))
     @rule(choice=pick, good=st.booleans())
-    def settle_a_reply(self, choice, good):
-        """In time, or long after the call was given up."""
-        attempts = self._attempts(*OPEN)
-        attempt = attempts[choice % len(attempts)]
+    def a_reply_is_settled(self, choice, good):
+        attempts = self._attempts(AttemptState.INTENT)
+        self._settle(attempts[choice % len(attempts)], good)
+
+    @precondition(lambda self: self._attempts(AttemptState.UNKNOWN))
+    @rule(choice=pick, good=st.booleans())
+    def a_reply_comes_after_its_call_was_given_up(self, choice, good):
+        attempts = self._attempts(AttemptState.UNKNOWN)
+        self._settle(attempts[choice % len(attempts)], good)
+
+    def _settle(self, attempt, good):
         good = self.spooled.pop(attempt, good)
         body, _ = self._body(attempt, good)
         items = self.store.do(lambda db: requests_of(db, attempt))
@@ -191,6 +201,7 @@ class Machine(RuleBasedStateMachine):
         held = sum(self._unhold(attempt) for attempt in lost)
         assert self.store.do(retry) == held
 
+    @precondition(lambda self: any(r.state == State.QUARANTINED for r in self.requests.values()))
     @rule()
     def open_quarantine(self):
         self.store.do(reopen)
@@ -200,20 +211,15 @@ class Machine(RuleBasedStateMachine):
 
     # Lives ---------------------------------------------------------------------------------
 
-    @rule()
-    def close_and_open_again(self):
+    @rule(crash=st.booleans())
+    def another_life(self, crash):
+        """After a crash the next process finds what the kernel holds at this moment."""
+        if crash:
+            self.lives += 1
+            after = self.root / str(self.lives)
+            shutil.copytree(self.folder, after)
         self.store.close()
-        self._open(self.folder)
-        self._recovered()
-
-    @rule()
-    def crash(self):
-        """What the kernel holds at this moment is what the next process finds."""
-        self.lives += 1
-        after = self.root / str(self.lives)
-        shutil.copytree(self.folder, after)
-        self.store.close()
-        self._open(after)
+        self._open(after if crash else self.folder)
         self._recovered()
 
     def _recovered(self):
@@ -321,5 +327,5 @@ _FORM = {
     },
 }
 
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
+TestMachine = pytest.mark.slow(Machine.TestCase)
+TestMachine.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
