@@ -38,6 +38,10 @@ _MAYBE_SENT = frozenset(
         "ConnectionResetError",
     ]
 )
+_TIMEOUTS = {
+    "ReadTimeout": "no byte came within `provider.read_timeout_s`",
+    "TimeoutError": "no whole reply came within `provider.timeout_s`",
+}
 _UNUSABLE = frozenset(["UnsupportedProtocol", "InvalidURL", "LocalProtocolError"])
 _QUOTA = frozenset(["insufficient_quota", "billing_hard_limit_reached", "billing_not_active"])
 _AUTH = frozenset(["invalid_api_key", "model_not_found", "DeploymentNotFound"])
@@ -122,6 +126,7 @@ def _failed(reply: Reply) -> Classified:
     words = [str(error) for error in chain if str(error)]
     # The text of an unusable header holds the header.
     text = f"{first}: {words[-1]}" if words and first not in _UNUSABLE else first
+    text = _TIMEOUTS.get(first, text)
     # aiohttp calls a connection that breaks after the request a ConnectTimeout.
     other = any(type(error).__module__.partition(".")[0] == "aiohttp" for error in chain)
     if reply.status is None and not other:
@@ -129,7 +134,8 @@ def _failed(reply: Reply) -> Classified:
             return Classified(Outcome.not_sent, "no", None, "not_sent", _one_line(text))
         if first in _UNUSABLE:
             return Classified(Outcome.auth, "no", None, "unusable", _one_line(text))
-    return Classified(Outcome.ambiguous, "unknown", None, "ambiguous", _one_line(text))
+    code = "timeout" if first in _TIMEOUTS else "ambiguous"
+    return Classified(Outcome.ambiguous, "unknown", None, code, _one_line(text))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -7,7 +7,6 @@ planned but not in the window lies in the store.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import heapq
 import random
@@ -15,14 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from augment.classify import Classified, Outcome, classify
-from augment.errors import (
-    AugmentStop,
-    AuthStop,
-    BudgetStop,
-    QuotaStop,
-    RejectStop,
-    StoreFullStop,
-)
+from augment.errors import AugmentStop, AuthStop, BudgetStop, QuotaStop, RejectStop, StoreFullStop
 from augment.faults import point
 from augment.judge import Policy, call_bound, judge_failure, judge_reply
 from augment.meter import Meter
@@ -284,9 +276,10 @@ class Engine:
 
     def _journal(self, attempt: int) -> Callable[[bytes], None]:
         def keep(body: bytes) -> None:
-            # A spool that cannot grow is no reason to drop a reply: it is still committed.
-            with contextlib.suppress(OSError):
+            try:
                 self.store.spool.write(attempt, body)
+            except OSError as error:  # this reply is still committed; the next might be lost
+                self.stop(StoreFullStop(f"the spool of the store cannot be written: {error}."))
             point("spooled")
 
         return keep

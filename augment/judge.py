@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from augment.store.claims import Claimed
     from augment.wire import Reply
 
-_DEEPEST = {"truncated": 8, "missing_id": 3}
-"""Follow-ups in a row by verdict; others get one repair ask."""
+_DEEPEST = {"missing_id": 3}
+"""Follow-ups in a row by verdict; others get one: a repair ask, or one with twice the room."""
 
 
 @dataclass(frozen=True, slots=True)

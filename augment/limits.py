@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from augment.clock import Clock
 
 _BURST = 0.5  # seconds' worth; half of what servers usually allow, since calls bunch up on the way
+_OVERLOADED = ("timeout", "http_503", "http_529")
+"""What a server without rate limits says when it is asked for too much at once."""
 _MOST = 1e9  # a larger rate in a header is garbage
 
 
@@ -166,6 +168,8 @@ class Limits:
             self.gate.success()
         elif outcome == Outcome.server and pause is not None:
             self.gate.close_for(pause)
+        elif classified.code in _OVERLOADED:
+            self.aimd.cut(None)
         if outcome == Outcome.ok:
             self.aimd.success()
         elif outcome == Outcome.not_sent:

@@ -237,7 +237,6 @@ def test_a_body_that_the_spool_cannot_hold_is_committed_all_the_same(tmp_path):
     assert asked.raws == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the engine goes on without a spool")
 def test_nothing_is_sent_after_the_spool_could_not_keep_a_body(tmp_path):
     """The next reply would not survive a kill."""
     with FaultServer([LONG, Step()]) as server, no_file_longer_than(2**20):

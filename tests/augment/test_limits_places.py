@@ -2,9 +2,11 @@
 
 import asyncio
 
+import pytest
 from fake_clock import FakeClock
-from limit_calls import OK, limits_of, workers
+from limit_calls import OK, call, limits_of, workers
 
+from augment.classify import Classified, Outcome
 from augment.throttles import Aimd
 
 
@@ -87,3 +89,24 @@ def test_a_rate_bound_run_does_not_raise_the_number_of_places():
         return limits.aimd.limit
 
     assert clock.run(main()) == 8
+
+
+@pytest.mark.parametrize(
+    ("said", "places"),
+    [
+        (Classified(Outcome.ambiguous, "unknown", None, "timeout", ""), 6),
+        (Classified(Outcome.server, "no", None, "http_503", ""), 6),
+        (Classified(Outcome.ambiguous, "unknown", None, "ambiguous", ""), 8),
+        (Classified(Outcome.server, "no", None, "http_500", ""), 8),
+    ],
+)
+def test_an_overloaded_server_is_asked_less_at_once_though_it_names_no_rate(said, places):
+    clock = FakeClock()
+
+    async def main():
+        limits = limits_of(clock)
+        for _ in range(4):
+            await call(limits, clock, lambda now: (said, 0.1))
+        return int(limits.aimd.limit)
+
+    assert clock.run(main()) == places, "one cut an episode"
