@@ -153,27 +153,34 @@ def plan(db: sqlite3.Connection, spec: int, rows: Iterable[PlanRow]) -> int:
     A request that another spec planned and nobody sent yet becomes this spec's to send.
     """
     rows = list(rows)
+    asked = [row for row in rows if row.skip is None]
     (before,) = db.execute("SELECT ifnull(max(id), 0) FROM request").fetchone()
     db.executemany(
         "INSERT INTO request(key, spec, draw, body, context, bound_in, bound_out) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT(key) DO UPDATE SET spec = excluded.spec, "
-        "context = excluded.context WHERE state = 0 AND spec <> excluded.spec",
-        [
-            (r.key, spec, r.field, r.body, r.context, r.bound_in, r.bound_out)
-            for r in rows
-            if r.skip is None
-        ],
+        "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT(key) DO NOTHING",
+        [(r.key, spec, r.field, r.body, r.context, r.bound_in, r.bound_out) for r in asked],
     )
+    ids = dict(db.execute("SELECT key, id FROM request WHERE id > ?", (before,)).fetchall())
+    new = len(ids)
+    for row in asked:
+        if row.key not in ids:
+            ids[row.key] = _known(db, spec, row)
     db.executemany(
         "INSERT OR IGNORE INTO wanted(spec, entity, field, request, context, skip) "
-        "VALUES (?, ?, ?, (SELECT id FROM request WHERE key = ?), ?, ?)",
-        [
-            (spec, r.entity, r.field, r.key if r.skip is None else None, r.context, r.skip)
-            for r in rows
-        ],
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        [(spec, r.entity, r.field, ids.get(r.key), r.context, r.skip) for r in rows],
     )
-    (after,) = db.execute("SELECT ifnull(max(id), 0) FROM request").fetchone()
-    return int(after - before)
+    return new
+
+
+def _known(db: sqlite3.Connection, spec: int, row: PlanRow) -> int:
+    """Return the id of a request that is there already; take it over if nobody sent it yet."""
+    db.execute(
+        "UPDATE request SET spec = ?, context = ? WHERE key = ? AND state = 0 AND spec <> ?",
+        (spec, row.context, row.key, spec),
+    )
+    (found,) = db.execute("SELECT id FROM request WHERE key = ?", (row.key,)).fetchone()
+    return int(found)
 
 
 def take_over(db: sqlite3.Connection, spec: int) -> int:
