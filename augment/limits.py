@@ -35,7 +35,7 @@ class Limits:
         tpm: tokens a minute; the same.
         concurrency: most calls in flight.
         max_wait_s: longest time without a call that is not refused for its rate, or that fails.
-        start: calls in flight at first.
+        start: calls in flight at first; by default half of `concurrency`, 8 at least.
         rng: of the jitter.
     """
 
@@ -47,14 +47,15 @@ class Limits:
         tpm: float | None,
         concurrency: int,
         max_wait_s: float,
-        start: int = 8,
+        start: int | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._clock, self._max_wait, self._turn = clock, max_wait_s, asyncio.Lock()
         self._rates = [rpm, tpm]
         self.bucket = DualBucket(clock, rpm, tpm, _BURST)
         self.gate = Gate(clock, rng or random.Random())  # jitter, no secret
-        self.aimd = Aimd(clock, concurrency, start)
+        # From 8 on, doubling by the round, three rounds of slow replies would go by half idle.
+        self.aimd = Aimd(clock, concurrency, start or max(8, concurrency // 2))
         self.breaker = Breaker(clock)
         self._closed = False
 

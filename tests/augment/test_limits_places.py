@@ -85,10 +85,11 @@ def test_a_rate_bound_run_does_not_raise_the_number_of_places():
 
     async def main():
         limits = limits_of(clock, rpm=120, concurrency=64)
+        assert limits.aimd.limit == 32, "half of what is allowed"
         await workers(limits, clock, lambda _: (OK, 0.5), 64, 200)
         return limits.aimd.limit
 
-    assert clock.run(main()) == 8
+    assert clock.run(main()) == 32
 
 
 @pytest.mark.parametrize(
