@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import polars as pl
 
 from augment.schemas import field_name
+from llmrec_pl.data.sources.movielens import users_100k
 from llmrec_pl.data.sources.table import read_frame
 from llmrec_pl.errors import DatasetError
 
@@ -112,7 +113,7 @@ def load_truth(dataset: InteractionDataset, side: Side, path: Path | None = None
         dataset: its item or user table.
         side: "items" or "users".
         path: .csv, .tsv, .parquet or .jsonl with the original ids in column `item_id` or
-            `user_id`, else in its first column.
+            `user_id`, else in its first column; or the `u.user` of ML-100K.
 
     Raises:
         DatasetError: the file cannot be read, has an id twice, or knows none of the ids.
@@ -122,7 +123,10 @@ def load_truth(dataset: InteractionDataset, side: Side, path: Path | None = None
     truth = _columns(frame.drop(one, f"{one}_id", strict=False))
     if path is None:
         return truth
-    table, _ = read_frame(path)
+    if path.name == "u.user" and path.is_file():
+        table = users_100k(path.read_bytes(), str(path))
+    else:
+        table, _ = read_frame(path)
     column = f"{one}_id" if f"{one}_id" in table.columns else table.columns[0]
     ids = table[column].cast(pl.String)
     if ids.is_duplicated().any():

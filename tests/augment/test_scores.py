@@ -209,6 +209,15 @@ def test_truth_comes_from_the_data_set_and_files_go_over_it(tmp_path, data):
     assert column_for("shot_in", truth) is None, "a column without a value is no truth"
 
 
+def test_the_user_file_of_ml_100k_is_truth_as_it_is(tmp_path, data):
+    file = tmp_path / "u.user"
+    file.write_text("".join(f"{name}|{30 + i}|F|writer|85711\n"
+                            for i, name in enumerate(data.user_ids)))  # fmt: skip
+    truth = load_truth(data, "users", file)
+    assert truth["age"] == [str(30 + i) for i in range(data.n_users)]
+    assert set(truth["gender"]) == {"F"}
+
+
 def test_a_column_is_found_by_its_plural():
     assert column_for("genre", {"genres": ["Drama"]}) == "genres"
     assert column_for("genres", {"genre": ["Drama"]}) == "genre"

@@ -92,10 +92,23 @@ def _read_100k(files: RawFiles) -> RawDataset:
     if "u.item" in files:
         raw.items = _items_100k(files)
     if "u.user" in files:
-        text, _ = decode(files.read("u.user"), "u.user", "latin-1")
-        names = ["user_id", "age", "gender", "occupation", "zip"]
-        raw.users = parse_delimited(text.encode(), files.where("u.user"), "|", names)
+        raw.users = users_100k(files.read("u.user"), files.where("u.user"))
     return raw
+
+
+def users_100k(data: bytes, where: str) -> pl.DataFrame:
+    """Read the users of ML-100K: age, gender, occupation and zip code by id.
+
+    Args:
+        data: content of ``u.user``.
+        where: how to call the file in a message.
+
+    Raises:
+        DatasetError: a row is bad.
+    """
+    text, _ = decode(data, where, "latin-1")
+    names = ["user_id", "age", "gender", "occupation", "zip"]
+    return parse_delimited(text.encode(), where, "|", names)
 
 
 def _items_100k(files: RawFiles) -> pl.DataFrame:
