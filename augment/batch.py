@@ -15,6 +15,7 @@ from augment.batch_files import hide_key, sha256_of
 from augment.batch_ingest import Ingest, Ingested
 from augment.faults import point
 from augment.judge import Policy
+from augment.prompts import without_surrogates
 from augment.remote_batches import RemoteError
 from augment.specs import canonical_json
 from augment.store import AttemptState, anomaly
@@ -240,7 +241,7 @@ class Batches:
                 part = self._move(part, PartState.CREATED, remote_status=status)
             return part
         reported = {k: batch.get(k) for k in ("usage", "request_counts", "errors")}
-        detail = canonical_json({k: v for k, v in reported.items() if v})
+        detail = without_surrogates(canonical_json({k: v for k, v in reported.items() if v}))
         if _queue_was_full(batch):
             self.say(f"{part.uuid}: the provider's queue was full; it is submitted again later")
             return self._move(

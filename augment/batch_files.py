@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from augment.classify import Classified, Outcome, classify
+from augment.prompts import without_surrogates
 from augment.redact import HIDDEN
 from augment.wire import Reply
 
@@ -212,7 +213,7 @@ def _unbilled(found: Classified) -> Classified:
 def _refused(error: object) -> Classified:
     """Understand an error without any response: the provider never got so far."""
     said = error if isinstance(error, dict) else {"message": str(error)}
-    code = str(said.get("code") or "batch_error")[:60]
+    code = without_surrogates(str(said.get("code") or "batch_error"))[:60]
     message = classify(Reply(400, body=_bytes({"error": said}))).message
     outcome = Outcome.not_sent if code in _NEVER_TRIED else Outcome.server
     return Classified(outcome, "no", None, code, message.removeprefix("HTTP 400: "))

@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
+from augment.prompts import without_surrogates
 from augment.redact import redact
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _error_of(body: bytes) -> tuple[frozenset[str], str, bool]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(redact(text).split())[:500]
+    return " ".join(redact(without_surrogates(text)).split())[:500]
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from augment import validate
 from augment.classify import Outcome
 from augment.money import FREE, Usage, bound_cost, bound_input, bound_output, cost
+from augment.prompts import without_surrogates
 from augment.specs import canonical_json, request_key
 from augment.store import AttemptState, ChildRow, RequestChange, Settlement, State, pack, pack_body
 
@@ -221,7 +222,7 @@ def _head(raw: bytes) -> dict[str, Any]:
     found: dict[str, Any] = {"model": None, "finish": None, "fingerprint": None}
     try:
         body = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return found
     if not isinstance(body, dict):
         return found
@@ -229,4 +230,4 @@ def _head(raw: bytes) -> dict[str, Any]:
     if isinstance(choices, list) and choices and isinstance(choices[0], dict):
         found["finish"] = choices[0].get("finish_reason")
     found["model"], found["fingerprint"] = body.get("model"), body.get("system_fingerprint")
-    return {k: v if isinstance(v, str) else None for k, v in found.items()}
+    return {k: without_surrogates(v) if isinstance(v, str) else None for k, v in found.items()}

@@ -78,6 +78,24 @@ def test_a_200_that_says_nothing_is_kept_charged_and_asked_again(tmp_path, step,
     assert len(asked.posts) == 21
 
 
+@pytest.mark.parametrize(
+    ("step", "verdicts"),
+    [
+        (Step(body="[" * 100_000), {"not_json": 1}),
+        (Step(body='{"a":' * 100_000), {"bad_json": 1}),
+        (Step(body=r'{"model": "\ud800", "choices": []}'), {"no_choice": 1}),
+        (Step(body=r'{"choices": [{"finish_reason": "\ud800"}]}'), {"empty_content": 1}),
+        (Step(status=500, body=r'{"error": {"message": "\ud800"}}'), {}),
+    ],
+)
+def test_a_reply_that_no_parser_or_store_takes_whole_does_not_end_the_run(tmp_path, step, verdicts):
+    with FaultServer(first(step)) as server:
+        asked = ask(tmp_path / "s", server)
+    assert asked.states == {"DONE": 20}
+    assert asked.verdicts == {**verdicts, "accepted": 20}
+    assert len(asked.posts) == 21
+
+
 def test_a_reply_without_usage_is_charged_its_bound(tmp_path):
     with FaultServer(["no_usage"]) as server:
         asked = ask(tmp_path / "s", server, n=3)
