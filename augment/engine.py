@@ -116,14 +116,17 @@ class Engine:
         self._notify()
 
     async def _work(self) -> None:
-        while (items := await self._next()) is not None:
-            try:
-                await self._serve(items)
-            except (AugmentStop, StoreFullStop) as reason:
-                self.stop(reason)
-            finally:
-                self._flying -= 1
-                self._notify()
+        try:
+            while (items := await self._next()) is not None:
+                try:
+                    await self._serve(items)
+                finally:
+                    self._flying -= 1
+                    self._notify()
+        except Exception as reason:  # whatever it is: the other calls in flight are paid for
+            self.stop(reason)
+            if not isinstance(reason, AugmentStop):
+                self.stopped = reason  # a fault of ours does not hide behind a wish to stop
 
     # What to send next ---------------------------------------------------------------------
 

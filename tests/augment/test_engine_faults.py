@@ -1,11 +1,16 @@
 """What a server can do to a run: each fault is accounted for, and nothing is lost or repaid."""
 
+import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
-from ask import ask
+from ask import DEFAULTS, ask
 
-from tests.augment.drive import plain_spec
+from augment import engine
+from augment.errors import StoreFullStop
+from augment.store import AttemptState, Store
+from tests.augment.drive import plain_spec, plan_all, work
 from tests.augment.fault_replies import TRANSPORT_FAULTS, Step, limited
 from tests.augment.fault_server import FaultServer
 
@@ -94,6 +99,30 @@ def test_a_reply_that_no_parser_or_store_takes_whole_does_not_end_the_run(tmp_pa
     assert asked.states == {"DONE": 20}
     assert asked.verdicts == {**verdicts, "accepted": 20}
     assert len(asked.posts) == 21
+
+
+@pytest.mark.parametrize("error", [StoreFullStop("no room"), ValueError("a fault of ours")])
+def test_calls_in_flight_are_awaited_whatever_ends_the_run(tmp_path, monkeypatch, error):
+    claims = []
+
+    def claim(db, spec, after, limit):
+        claims.append(after)
+        if len(claims) > 1:
+            raise error
+        return original(db, spec, after, limit)
+
+    original = engine.claim
+    monkeypatch.setattr(engine, "claim", claim)
+    with (
+        FaultServer(lambda number, _: Step(latency=0.5 if number == 7 else 0)) as server,
+        Store(tmp_path / "s", create=True, spool_size=2**20) as store,
+    ):
+        spec_id = plan_all(store, plain_spec(), 20)
+        args = SimpleNamespace(**{**DEFAULTS, "url": [server.url], "concurrency": 2, "start": 2})
+        with pytest.raises(type(error), match=str(error)):
+            asyncio.run(work(store, plain_spec(), spec_id, args))
+        states = store.do(lambda db: db.execute("SELECT state FROM attempt").fetchall())
+    assert states == [(AttemptState.OK,)] * len(server.posts) == [(AttemptState.OK,)] * 8
 
 
 def test_a_reply_without_usage_is_charged_its_bound(tmp_path):
