@@ -103,15 +103,15 @@ class Batches:
             RemoteError: a call failed; the next `submit` goes on from there.
         """
         part = await self.adopt(part)
+        if part.state not in (PartState.BUILT, PartState.UPLOADED):
+            return part
+        self._check(part)
+        if not self._room(part):
+            self.say(f"{part.uuid}: waits, the queue of {self.most_enqueued:,} tokens is full")
+            return part
         if part.state == PartState.BUILT:
-            self._check(part)
-            if not self._room(part):
-                self.say(f"{part.uuid}: waits, the queue of {self.most_enqueued:,} tokens is full")
-                return part
             part = await self._upload(part)
-        if part.state == PartState.UPLOADED:
-            part = await self._create(part)
-        return part
+        return await self._create(part)
 
     async def adopt(self, part: Part) -> Part:
         """Find out what became of a call that was under way; sends nothing.

@@ -152,6 +152,19 @@ def test_a_part_that_was_answered_by_hand_in_part_is_not_submitted(job, tmp_path
     assert job.ledger.reserved_pusd == 0
 
 
+def test_nor_is_one_that_waits_for_the_queue(job, tmp_path, account):
+    account.status = "failed"
+    account.errors = [{"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}]
+    job.all_the_way()
+    assert job.parts == ["uploaded"]
+    lines = [json.dumps(answered(n, asked)) for n, asked in enumerate(job.asked())]
+    job.batch("ingest", answer_file(tmp_path / "some.jsonl", lines[:2]))
+    account.status, account.errors = "completed", []
+    with pytest.raises(AugmentationError, match="pay twice"):
+        job.batch("submit")
+    assert job.posts("POST", "/batches") == 1
+
+
 def test_a_changed_file_is_not_uploaded(job, account):
     job.build()
     job.files[0].write_bytes(job.files[0].read_bytes().replace(b"POST", b"GETT", 1))

@@ -12,7 +12,7 @@ from augment.clock import SystemClock
 from augment.config import load_config
 from augment.errors import AuthStop
 from augment.redact import Secret
-from augment.remote_batches import RemoteBatches
+from augment.remote_batches import RemoteBatches, RemoteError
 from augment.store import Store
 from augment.store.parts import list_parts
 from llmrec_pl.errors import AugmentationError
@@ -119,6 +119,16 @@ def test_our_own_limit_of_enqueued_tokens_keeps_parts_back(job):
     slept, _ = waited(job, most_enqueued=1)
     assert job.states == {"DONE": USERS}
     assert len(slept) >= 2
+
+
+def test_our_own_limit_holds_for_parts_that_are_uploaded_already(job, account):
+    job.build("--max-lines", "6")
+    account.faults = [Fault("POST", r"/batches", 400, times=2)]
+    with pytest.raises(RemoteError):
+        job.batch("submit")
+    assert job.parts == ["uploaded", "uploaded"]
+    job.batch("submit", "--max-enqueued-tokens", "1")
+    assert job.parts == ["created", "uploaded"]
 
 
 def test_remote_files_are_deleted_only_when_asked_for_and_taken_in(job, account):
