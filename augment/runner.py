@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
-import socket
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,8 +25,7 @@ from augment.recover import Recovered, recover
 from augment.specs import KINDS
 from augment.store import add_spec, open_readonly, plan, price_id, take_over
 from augment.store.claims import check_limit, count_open, read_spec
-from augment.store.lock import boot_id
-from llmrec_pl import __version__
+from augment.store.parts import begin_run
 from llmrec_pl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -147,7 +144,8 @@ class Runner:
         found = recover(self.store, self.options.policy, self.clock.wall_ms())
         if found != Recovered():
             self.watcher.recovered(found)
-        run = self.store.do(self._begin)
+        config = self.config.model_dump_json()
+        run = self.store.do(lambda db: begin_run(db, config, self.clock.wall_ms()))
         status = 1
         try:
             with self._signal_handlers():
@@ -201,20 +199,6 @@ class Runner:
                     "this run costs money and has no budget: say `--max-usd 5` (see `python -m "
                     "augment estimate` for how much), or `--no-cap`."
                 )
-
-    def _begin(self, db: sqlite3.Connection) -> int:
-        cursor = db.execute(
-            "INSERT INTO run(host, pid, boot, version, config, t0) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                socket.gethostname(),
-                os.getpid(),
-                boot_id(),
-                __version__,
-                self.config.model_dump_json(),
-                self.clock.wall_ms(),
-            ),
-        )
-        return int(cursor.lastrowid or 0)
 
     def _end(self, db: sqlite3.Connection, run: int, status: int) -> None:
         db.execute(
