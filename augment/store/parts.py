@@ -290,7 +290,8 @@ def take_back(db: sqlite3.Connection, sent: Sent, custom_id: str, now: int) -> S
         "JOIN request r ON r.id = c.request WHERE a.id = ?",
         (sent.attempt,),
     ).fetchone()
-    if state != State.PLANNED or sent.state != AttemptState.UNBILLED:
+    given_up = (AttemptState.UNBILLED, AttemptState.RELEASED)
+    if state != State.PLANNED or sent.state not in given_up:
         return None
     attempt = _attempt(db, sent.part, request, run, sent.reserved_pusd, sent.price, now)
     db.execute(

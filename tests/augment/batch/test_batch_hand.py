@@ -110,6 +110,19 @@ def test_final_plans_the_rest_again_and_late_answers_are_still_welcome(job, tmp_
     assert job.ledger.reserved_pusd == 0
 
 
+def test_an_answer_to_a_lost_and_released_part_is_still_taken_and_charged(job, tmp_path):
+    job.build()
+    job.batch("submit")
+    lines = [json.dumps(answered(n, asked)) for n, asked in enumerate(job.asked())]
+    job.batch("discard", "--lost", job.files[0].stem)
+    run_command("unknown", ["release", str(job.store), "--all"])
+    assert job.states == {"PLANNED": USERS}
+    job.batch("ingest", answer_file(tmp_path / "found.jsonl", lines))
+    assert job.states == {"DONE": USERS}
+    assert job.ledger.spent_pusd > 0
+    assert job.ledger.reserved_pusd == 0
+
+
 def test_late_answers_to_what_lies_in_a_newer_part_settle_that(job, tmp_path):
     (old,) = handed(job, tmp_path / "old")
     lines = [json.dumps(answered(n, asked)) for n, asked in enumerate(job.asked(old))]
