@@ -12,11 +12,18 @@ if TYPE_CHECKING:
 
     from augment.specs import Kind
 
+_NEEDED = (
+    f"(NOT EXISTS (SELECT 1 FROM request p WHERE p.id = r.parent AND p.state = {State.DONE:d}) "
+    "OR EXISTS (SELECT 1 FROM wanted w WHERE w.request = r.id))"
+)
+
 
 def reopen(
     db: sqlite3.Connection, codes: Collection[str] = (), kinds: Collection[Kind] = ()
 ) -> dict[str, int]:
     """Plan quarantined requests again, with their counts of tries and rejects at zero.
+
+    A follow-up whose question is answered by now stays as it is, unless it is wanted itself.
 
     Args:
         db: the writing connection.
@@ -26,7 +33,7 @@ def reopen(
     Returns:
         Number of requests opened, by the reason they were quarantined for.
     """
-    where, values = ["r.state = ?"], [State.QUARANTINED, *codes, *kinds]
+    where, values = ["r.state = ?", _NEEDED], [State.QUARANTINED, *codes, *kinds]
     for column, chosen in (("r.last_code", codes), ("s.kind", kinds)):
         if chosen:
             where.append(f"{column} IN ({', '.join('?' * len(chosen))})")

@@ -11,6 +11,7 @@ from augment.revalidate import BLOCK, Revalidator
 from augment.specs import Verdict
 from augment.store import State, Store, add_spec, plan, reserve
 from augment.store.claims import claim, requests_of
+from augment.store.reopen import reopen
 from augment.validate import validate
 from tests.augment.drive import plain_row, plain_spec
 
@@ -92,6 +93,16 @@ def anything(spec, raw, body, context):
     return Verdict("accepted", {"most_liked": 1, "least_liked": 2})
 
 
+def only_of(number):
+    """A check that accepts whatever answers one plain request itself, not a follow-up."""
+
+    def judge(spec, raw, body, context):
+        accepts = [m["content"] for m in body["messages"]] == [f"ask {number - 1}"]
+        return (anything if accepts else validate)(spec, raw, body, context)
+
+    return judge
+
+
 def second(kind, prompt_set):
     return f"{kind}/{prompt_set}/2"
 
@@ -151,6 +162,20 @@ def test_a_follow_up_is_not_asked_once_its_question_is_answered(store):
     states = journal.states()
     assert (states[1], states[7]) == ("DONE", "QUARANTINED")
     assert journal.look("SELECT last_code FROM request WHERE id = 7") == [("not_needed",)]
+
+
+@pytest.mark.parametrize("answers", [1, 2])
+def test_nor_is_it_when_what_failed_is_opened_again(store, answers):
+    journal = Journal(store, params={"temperature": 0, "max_tokens": 64})
+    journal.answer(1, "no idea")
+    if answers == 2:
+        journal.answer(7, "still none")  # the repair ask fails too
+    journal.answer(2, "no idea")
+    journal.answer(8, "still none")
+    Revalidator(store, judge=only_of(1), name=second).run()
+    assert journal.states()[1] == "DONE"
+    assert store.do(reopen) == {"bad_json": 1}
+    assert {n: s for n, s in journal.states().items() if n > 6} == {7: "QUARANTINED", 8: "PLANNED"}
 
 
 def test_a_check_that_fails_itself_costs_a_verdict_and_nothing_else(journal):
