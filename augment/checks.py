@@ -119,9 +119,14 @@ def _content(db: sqlite3.Connection) -> Iterator[Check]:
     else:
         other = f"{format_usd(summed.spent_pusd)} and {format_usd(summed.reserved_pusd)}"
         yield Check("ledger", "fail", f"{spent}, but the attempts add up to {other}")
-    (intents,) = db.execute("SELECT count(*) FROM attempt WHERE state = 0").fetchone()
+    intents, in_parts = db.execute(
+        "SELECT count(*) FILTER (WHERE lane = 'sync'), count(*) FILTER (WHERE lane <> 'sync') "
+        "FROM attempt WHERE state = 0"
+    ).fetchone()
     (unknown,) = db.execute("SELECT count(*) FROM attempt WHERE state = 3").fetchone()
     yield Check("calls without an end", "ok", f"{intents:,}; the next run settles them")
+    text = f"{in_parts:,}" + ("; see `python -m augment batch list`" if in_parts else "")
+    yield Check("requests in batch files", "ok", text)
     text = f"{unknown:,}" + ("; see `python -m augment unknown list`" if unknown else "")
     yield Check("calls of unknown outcome", "warn" if unknown else "ok", text)
     (odd,) = db.execute("SELECT count(*) FROM anomaly").fetchone()

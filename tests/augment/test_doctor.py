@@ -11,7 +11,8 @@ import pytest
 from augment.checks import has_wal_reset_bug, provider_checks, store_checks, versions
 from augment.commands.run import within_file_limit
 from augment.config import build_config
-from augment.store import Store
+from augment.store import Store, reserve
+from tests.augment.drive import plain_spec, plan_all
 from tests.augment.fault_server import FaultServer
 
 KEY = "sk-canary-77d1c9"
@@ -54,6 +55,21 @@ def test_a_sound_store_and_what_waits_in_its_spool(tmp_path):
     assert {name for name, (verdict, _) in found.items() if verdict == "fail"} == set()
     after = {p: p.read_bytes() for p in tmp_path.iterdir() if not p.name.endswith(("-shm", "-wal"))}
     assert after == before, "looking changes nothing"
+
+
+def test_what_waits_in_batch_files_is_no_call_that_a_run_settles(tmp_path):
+    with Store(tmp_path, create=True, spool_size=65536) as store:
+        plan_all(store, plain_spec(), 2)
+        store.do(lambda db: db.execute("INSERT INTO run(t0) VALUES (0)").lastrowid)
+        for lane, request in (("sync", 1), ("batch:part", 2)):
+            store.do(
+                lambda db, lane=lane, request=request: reserve(
+                    db, run=1, lane=lane, requests=[request], bound_pusd=0, price=None, now=0
+                )
+            )
+    found = verdicts(store_checks(tmp_path))
+    assert found["calls without an end"] == ("ok", "1; the next run settles them")
+    assert found["requests in batch files"] == ("ok", "1; see `python -m augment batch list`")
 
 
 def test_a_damaged_store_is_found(tmp_path):
