@@ -13,11 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from augment.batch_files import PartFile, copy_whole, custom_id, request_line
-from augment.budget import read_ledger, set_cap
+from augment.budget import agree, read_ledger
 from augment.errors import BudgetStop
 from augment.faults import point
 from augment.judge import Policy, call_bound
-from augment.money import format_usd, load_prices, parse_usd
+from augment.money import format_usd, load_prices
 from augment.providers import in_process, is_free, model_of
 from augment.recover import recover
 from augment.runner import Options, Runner, Watcher
@@ -64,8 +64,8 @@ class Wish:
         max_bytes: largest file.
         handover: folder for copies of the files, which somebody else will answer; nothing is
             reserved for them. None for the Batch API.
-        max_usd: the store's budget from now on; None leaves it.
-        no_cap: reserve nothing.
+        max_usd: the store's budget from now on; None leaves it to the config.
+        no_cap: lift the budget; what calls cost is counted all the same.
         limit: ask about so many users and items only; None for all.
     """
 
@@ -119,7 +119,8 @@ async def build(
             "Choose an LLM with `--provider openai` or `--provider local`."
         )
     prices = {kind: _price(kind, config, wish) for kind in kinds}
-    _budget(config, store, wish, free=all(price is None for price in prices.values()))
+    free = all(price is None for price in prices.values())
+    store.do(lambda db: agree(db, config, max_usd=wish.max_usd, no_cap=wish.no_cap, free=free))
     recover(store, Policy(), clock.wall_ms())
     (store.folder / FOLDER).mkdir(mode=0o700, exist_ok=True)
     _sweep(store)
@@ -234,31 +235,17 @@ def remote_name(part: str) -> str:
 
 
 def _price(kind: Kind, config: AugmentConfig, wish: Wish) -> Price | None:
-    if wish.handover is not None or wish.no_cap or is_free(kind, config):
+    if wish.handover is not None or is_free(kind, config):
         return None
     model = model_of(kind, config)
     price = load_prices(config.provider.prices).find(model, "batch")
-    if price is None:
+    if price is None and not wish.no_cap:
         raise ConfigError(
             f"no batch price is known for model {model!r}, so no budget can be kept. Give a file "
             'with a row of tier "batch" under `provider.prices` (like augment/prices.toml), build '
             "without a budget with `--no-cap`, or for somebody else with `--handover DIR`."
         )
     return price
-
-
-def _budget(config: AugmentConfig, store: Store, wish: Wish, *, free: bool) -> None:
-    given = wish.max_usd
-    if given is None and config.max_usd is not None:
-        given = str(config.max_usd)
-    if given is not None:
-        cap = parse_usd(given)
-        store.do(lambda db: set_cap(db, cap))
-    elif not free and store.do(read_ledger).cap_pusd is None:
-        raise ConfigError(
-            "these parts cost money and the store has no budget: say `--max-usd 5` (see `python "
-            "-m augment estimate` for how much), or `--no-cap`."
-        )
 
 
 def _sweep(store: Store) -> None:

@@ -10,14 +10,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from augment.answers import records_of, texts_to_embed
-from augment.budget import set_cap
+from augment.budget import agree
 from augment.engine import Engine
 from augment.errors import AugmentStop
 from augment.faults import point
 from augment.judge import Policy
 from augment.limits import Limits
 from augment.meter import Meter
-from augment.money import load_prices, parse_usd
+from augment.money import load_prices
 from augment.plan import entities_within, make_spec, pool_for, wanted
 from augment.plan_rows import blocks, plan_row
 from augment.providers import answerer_for, is_free, model_of, provider_label
@@ -55,7 +55,7 @@ class Options:
 
     Attributes:
         only: tasks to run, None for all that the config names.
-        max_usd: the store's budget from now on; None leaves it.
+        max_usd: the store's budget from now on; None leaves it to the config.
         no_cap: run without a budget.
         policy: how often to ask again.
         max_reject_rate: share of rejected replies that stops the run.
@@ -183,22 +183,8 @@ class Runner:
         return price
 
     def _budget(self, *, free: bool) -> None:
-        if self.options.no_cap:
-            self.store.do(lambda db: set_cap(db, None))
-            return
-        given = self.options.max_usd
-        if given is None and self.config.max_usd is not None:
-            given = str(self.config.max_usd)
-        if given is not None:
-            cap = parse_usd(given)
-            self.store.do(lambda db: set_cap(db, cap))
-        elif not free:
-            (cap,) = self.store.do(lambda db: db.execute("SELECT cap_pusd FROM ledger").fetchone())
-            if cap is None:
-                raise ConfigError(
-                    "this run costs money and has no budget: say `--max-usd 5` (see `python -m "
-                    "augment estimate` for how much), or `--no-cap`."
-                )
+        given, no_cap = self.options.max_usd, self.options.no_cap
+        self.store.do(lambda db: agree(db, self.config, max_usd=given, no_cap=no_cap, free=free))
 
     def _end(self, db: sqlite3.Connection, run: int, status: int) -> None:
         db.execute(

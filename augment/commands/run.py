@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import resource
 import sys
 from pathlib import Path
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
     from augment.config import AugmentConfig
     from augment.specs import Kind
-    from augment.store import Store
     from llmrec_pl.data.dataset import InteractionDataset
 
 _OTHER_FILES = 48
@@ -112,7 +110,7 @@ def _ask(
     with Store(config.store, create=True, network_ok=args.i_know) as store, RunProgress() as bar:
         options = Options(
             only=only,
-            max_usd=args.max_usd or _kept_budget(config, store),
+            max_usd=args.max_usd,
             no_cap=args.no_cap,
             policy=Policy(ambiguous=args.ambiguous),
             max_reject_rate=args.max_reject_rate,
@@ -120,23 +118,6 @@ def _ask(
         )
         runner = Runner(config, dataset, store, options, clock=SystemClock(), watcher=bar)
         asyncio.run(runner.run())
-
-
-def _kept_budget(config: AugmentConfig, store: Store) -> str | None:
-    """Return the store's budget if it was set after the config's `max_usd` was first taken.
-
-    Else each run would undo `augment budget set`; a changed `max_usd` counts again.
-    """
-    row = store.do(
-        lambda db: db.execute(
-            "SELECT r.config, l.cap_pusd FROM ledger l, run r WHERE r.config IS NOT NULL "
-            "ORDER BY r.id DESC LIMIT 1"
-        ).fetchone()
-    )
-    if row is None or row[1] is None or json.loads(row[0]).get("max_usd") != config.max_usd:
-        return None
-    usd, pico = divmod(row[1], 10**12)
-    return f"{usd}.{pico:012d}"
 
 
 def within_file_limit(config: AugmentConfig) -> AugmentConfig:

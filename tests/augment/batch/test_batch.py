@@ -170,6 +170,29 @@ def test_parts_that_cost_need_a_budget_and_a_price(job):
         job.build()
 
 
+def test_without_a_cap_money_is_still_counted(job):
+    job.build()
+    job.batch("discard", job.files[0].stem)
+    job.batch("build", "--no-cap")
+    assert job.ledger.cap_pusd is None
+    assert job.ledger.reserved_pusd > 0
+    job.batch("submit")
+    job.batch("poll")
+    assert job.ledger.spent_pusd > 0
+    with pytest.raises(SystemExit):
+        job.batch("build", "--no-cap", "--max-usd", "1")
+
+
+def test_a_build_does_not_undo_a_budget_that_was_set_since(job):
+    job.content["max_usd"] = 2
+    job.write()
+    job.batch("build", "--max-lines", "4")
+    assert job.ledger.cap_pusd == 2 * 10**12
+    run_command("budget", ["set", "5", str(job.store)])
+    job.batch("build")
+    assert job.ledger.cap_pusd == 5 * 10**12
+
+
 def test_building_asks_no_server(job, server):
     job.content["provider"]["structured"] = "auto"
     job.write()
