@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from augment.batch import TO_POLL, TO_SUBMIT
 from augment.errors import AuthStop
 from augment.remote_batches import RemoteError
+from llmrec_pl.errors import AugmentationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,10 +33,12 @@ async def wait(batches: Batches, parts: Iterable[Part]) -> list[Part]:
         The parts as they are then.
 
     Raises:
+        AugmentationError: a part cannot be submitted; raised once the others are done.
         AuthStop: the key is refused, several times in a row.
     """
     chosen = [part.uuid for part in parts]
     going, refusals, pause = list(chosen), Counter[str](), PAUSES[0]
+    unfit: dict[str, AugmentationError] = {}
     while True:
         moved = False
         for uuid in going:
@@ -44,13 +47,19 @@ async def wait(batches: Batches, parts: Iterable[Part]) -> list[Part]:
             try:
                 moved |= await step(before) != before
                 refusals[uuid] = 0
+            except AugmentationError as error:  # of this part alone; the others go on
+                batches.say(f"{uuid}: {error}")
+                unfit[uuid] = error
             except RemoteError as error:
                 batches.say(f"{uuid}: {error}")
                 final = error.status is not None and 400 <= error.status < 500
                 refusals[uuid] += final and error.status not in (408, 409, 429)
                 _stop_at_refusal(error, refusals[uuid])
-        going = [uuid for uuid in going if _goes_on(batches, uuid, refusals[uuid])]
+        left = [uuid for uuid in going if uuid not in unfit]
+        going = [uuid for uuid in left if _goes_on(batches, uuid, refusals[uuid])]
         if not going:
+            for error in unfit.values():
+                raise error
             return [batches.read(uuid) for uuid in chosen]
         pause = PAUSES[0] if moved else min(1.5 * pause, PAUSES[1])
         await batches.clock.sleep(pause)

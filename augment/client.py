@@ -80,7 +80,7 @@ class HttpAnswerer:
 
         Args:
             call: what to send.
-            journal: gets the raw body of a 200 as soon as it is read.
+            journal: gets the raw body of a 200, or another 2xx, as soon as it is read.
         """
         begin = time.monotonic()
         heads: list[httpx2.Response] = []
@@ -97,7 +97,7 @@ class HttpAnswerer:
                 )
             body = response.content
             heads[:] = [response]
-            if response.status_code == httpx2.codes.OK:
+            if response.is_success:  # whatever 2xx it is, it may be an answer, and paid for
                 journal(body)
         except openai.APIStatusError as refusal:
             body, heads[:] = refusal.response.content, [refusal.response]

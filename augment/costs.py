@@ -29,9 +29,6 @@ DIMENSIONS = {
 }
 """What sums can be grouped by."""
 
-USES = ("useful", "duplicate", "rejected", "unknown", "in_flight", "unbilled")
-"""What became of a call's money; the last costs nothing."""
-
 _GAVE = (
     "EXISTS (SELECT 1 FROM result t WHERE t.request = {c}.request AND t.attempt = a.id "
     "AND t.value IS NOT NULL)"

@@ -11,6 +11,7 @@ import dataclasses
 import heapq
 import random
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from augment.classify import Classified, Outcome, classify
@@ -20,9 +21,10 @@ from augment.judge import Policy, call_bound, judge_failure, judge_reply
 from augment.meter import Meter
 from augment.store import AttemptState, State, reserve
 from augment.store.claims import Claimed, claim
-from augment.wire import Call
+from augment.wire import TEXT_TOKENS_PER_CALL, Call
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from augment.wire import Answerer, Reply
 
 T = TypeVar("T")
-_TEXT_TOKENS_PER_CALL = 100_000
 _FIRST_REPLIES = 200
 _BACKOFF = (0.5, 60.0)
 
@@ -86,9 +87,9 @@ class Engine:
         self._window: deque[Claimed] = deque()
         self._forced: deque[list[Claimed]] = deque()
         self._later: list[tuple[float, int, list[Claimed]]] = []
-        self._cursor, self._exhausted, self._flying, self._ticket = 0, False, 0, 0
-        self._news = asyncio.Event()
-        self._claiming = asyncio.Lock()
+        self._cursors = {False: 0, True: 0}  # True: of requests that come last
+        self._exhausted, self._flying, self._ticket = False, 0, 0
+        self._news, self._claiming = asyncio.Event(), asyncio.Lock()
         self._random = random.Random(seed)  # jitter, no secret
         self._replies = self._rejected = self._reserved = 0
 
@@ -178,7 +179,7 @@ class Engine:
             tokens = items[0].bound_in
             while self._window and len(items) < self.spec.texts_per_call:
                 tokens += self._window[0].bound_in
-                if tokens > _TEXT_TOKENS_PER_CALL:
+                if tokens > TEXT_TOKENS_PER_CALL:
                     break
                 items.append(self._window.popleft())
         return items
@@ -188,16 +189,18 @@ class Engine:
             if self._window or self._exhausted:
                 return
             per_call = self.spec.texts_per_call if self.spec.kind == "embed" else 1
-            after, limit = self._cursor, max(4 * self.concurrency, 2 * per_call)
-            rows = await self._done(
-                self.store.put(lambda db: claim(db, self.spec_id, after, limit))
-            )
+            limit = max(4 * self.concurrency, 2 * per_call)
+            rows = await self._done(self.store.put(partial(self._claim, limit=limit)))
             point("claimed")
             self._window.extend(rows)
-            if rows:
-                self._cursor = rows[-1].id
-            else:
-                self._exhausted = True
+            self._exhausted = not rows
+
+    def _claim(self, db: sqlite3.Connection, limit: int) -> list[Claimed]:
+        for last, after in self._cursors.items():
+            if rows := claim(db, self.spec_id, after, limit, last=last):
+                self._cursors[last] = rows[-1].id
+                return rows
+        return []
 
     # One call ------------------------------------------------------------------------------
 

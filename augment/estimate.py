@@ -22,6 +22,7 @@ from augment.store import MAIN, open_readonly
 from augment.store.claims import read_spec
 from augment.store.states import State
 from augment.tokens import Tokens, calibrated, guessed
+from augment.wire import TEXT_TOKENS_PER_CALL
 
 if TYPE_CHECKING:
     import sqlite3
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from augment.plan import Text
     from augment.specs import Kind, TaskSpec
     from llmrec_pl.data.dataset import InteractionDataset
-
-_TEXT_TOKENS_PER_CALL = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +301,7 @@ class _Estimator:
             )
         calls = count.to_pay
         if spec.kind == "embed":
-            fullest = max(1.0, count.bound_in / _TEXT_TOKENS_PER_CALL)
+            fullest = max(1.0, count.bound_in / TEXT_TOKENS_PER_CALL)
             calls = max(calls / spec.texts_per_call, fullest) if calls else 0
         return TaskEstimate(
             kind=spec.kind,

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from augment.store.claims import Claimed
     from augment.wire import Reply
 
+CRASHED = "crashed"
+"""Code of a call that was lost with the process."""
 _DEEPEST = {"missing_id": 3}
 """Follow-ups in a row by verdict; others get one: a repair ask, or one with twice the room."""
 
@@ -35,7 +37,8 @@ class Policy:
     """How often to ask again.
 
     Attributes:
-        max_tries: sends of a key that count, over all process lives.
+        max_tries: sends of a key that count, over all process lives; those lost with the process
+            count too, and then the key is held for a person.
         max_rejects: further asks of the same body after a reply that failed validation.
         max_unknowns: further sends of a key whose outcome nobody knows.
         ambiguous: "retry" sends such a key again, "hold" leaves it to a person.
@@ -195,8 +198,11 @@ def _failed(
     elif outcome in (Outcome.refused, Outcome.refused_input):
         state = State.QUARANTINED
     elif classified.billed == "unknown":
-        unknowns = 1
-        if policy.ambiguous == "hold" or item.unknowns >= policy.max_unknowns:
+        # A process that was killed says nothing against the request it lost.
+        crashed = classified.code == CRASHED
+        unknowns = 0 if crashed else 1
+        enough = item.tries >= policy.max_tries if crashed else item.unknowns >= policy.max_unknowns
+        if policy.ambiguous == "hold" or enough:
             state = State.UNKNOWN
     elif item.tries + 1 >= policy.max_tries:
         state = State.QUARANTINED
@@ -208,6 +214,7 @@ def _failed(
         unknowns=unknowns,
         code=classified.code or str(outcome),
         detail=classified.message[:500],
+        last=classified.code == CRASHED,
     )
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from augment.classify import Classified, Outcome
-from augment.judge import Policy, judge_failure, judge_reply
+from augment.judge import CRASHED, Policy, judge_failure, judge_reply
 from augment.money import Price
 from augment.specs import TaskSpec, canonical_json
 from augment.store import AttemptState, RequestChange, Settlement, State
@@ -79,7 +79,7 @@ def recover(store: Store, policy: Policy, now: int) -> Recovered:
             store.settle(_adopted(store, intent, now)).result()
             adopted += 1
         else:
-            lost = Classified(Outcome.ambiguous, "unknown", None, "crashed", "the process died")
+            lost = Classified(Outcome.ambiguous, "unknown", None, CRASHED, "the process died")
             store.settle(
                 judge_failure(intent.items, lost, attempt=attempt, policy=policy, now=now)
             ).result()

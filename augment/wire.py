@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from augment.specs import Endpoint
 
+TEXT_TOKENS_PER_CALL = 100_000
+"""Most tokens, by their bound, of the texts in one embeddings call."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:

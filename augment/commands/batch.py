@@ -245,11 +245,11 @@ async def _each(step: Callable[[Part], Awaitable[Part]], parts: list[Part]) -> N
     from augment.errors import AuthStop
     from augment.remote_batches import RemoteError
 
-    failures: list[RemoteError] = []
+    failures: list[RemoteError | AugmentationError] = []
     for part in parts:
         try:
             now = await step(part)
-        except RemoteError as error:
+        except (RemoteError, AugmentationError) as error:
             failures.append(error)
             print(f"{part.uuid}: {error}")
         else:
@@ -257,7 +257,7 @@ async def _each(step: Callable[[Part], Awaitable[Part]], parts: list[Part]) -> N
             print(f"{now.uuid}: {now.state.value}{remote}")
     if not parts:
         print("no part waits for this; see `python -m augment batch list`")
-    if any(error.status in (401, 403) for error in failures):
+    if any(isinstance(e, RemoteError) and e.status in (401, 403) for e in failures):
         raise AuthStop("the provider refuses the key; no part is lost, run the command again.")
     if failures:
         raise failures[-1]

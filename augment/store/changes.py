@@ -86,6 +86,7 @@ class RequestChange:
         value: canonical JSON of what was accepted, whole or in part.
         vector: an accepted embedding.
         child: a follow-up.
+        last: sent again only after all others.
     """
 
     request: int
@@ -100,6 +101,7 @@ class RequestChange:
     value: str | None = None
     vector: NDArray[np.float32] | None = None
     child: ChildRow | None = None
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,8 +326,9 @@ def _change(db: sqlite3.Connection, attempt: int, c: RequestChange, *, late: boo
     child = None if c.child is None else _add_child(db, c.request, c.child)
     db.execute(
         "UPDATE request SET state = ?, tries = tries + ?, rejects = rejects + ?, "
-        "unknowns = unknowns + ?, last_code = ?, child = ifnull(?, child) WHERE id = ?",
-        (c.state, c.tries, c.rejects, c.unknowns, c.code, child, c.request),
+        "unknowns = unknowns + ?, last_code = ?, child = ifnull(?, child), "
+        "not_before = max(not_before, ?) WHERE id = ?",
+        (c.state, c.tries, c.rejects, c.unknowns, c.code, child, c.last, c.request),
     )
 
 

@@ -69,12 +69,23 @@ def unpack(blob: bytes) -> Any:  # noqa: ANN401  # any JSON value
     return json.loads(zlib.decompress(blob))
 
 
-def claim(db: sqlite3.Connection, spec: int, after: int, limit: int) -> list[Claimed]:
-    """Return planned requests of a spec with ids above `after`, in order."""
+def claim(
+    db: sqlite3.Connection, spec: int, after: int, limit: int, *, last: bool = False
+) -> list[Claimed]:
+    """Return planned requests of a spec with ids above `after`, in order.
+
+    Args:
+        db: the store.
+        spec: id of the spec.
+        after: the last id that was returned before, 0 at first.
+        limit: most rows.
+        last: those that a crash lost and that come after all others; else only the others.
+            Sent first, the same few would be in flight at each of several kills.
+    """
     rows = db.execute(
         f"SELECT {_COLUMNS} FROM request WHERE state = 0 AND spec = ? AND id > ? "
-        "ORDER BY id LIMIT ?",
-        (spec, after, limit),
+        "AND not_before = ? ORDER BY id LIMIT ?",
+        (spec, after, int(last), limit),
     )
     return [Claimed(*row) for row in rows]
 

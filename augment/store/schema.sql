@@ -13,7 +13,7 @@ CREATE TABLE request(
   tries INTEGER NOT NULL DEFAULT 0,        -- sends that count, over all process lives
   rejects INTEGER NOT NULL DEFAULT 0,      -- replies that failed validation
   unknowns INTEGER NOT NULL DEFAULT 0,     -- sends whose outcome nobody knows
-  not_before INTEGER NOT NULL DEFAULT 0,   -- wall clock; a hint for order after a restart
+  not_before INTEGER NOT NULL DEFAULT 0,   -- 1: lost in a crash, sent after all others
   draw INTEGER NOT NULL DEFAULT 0,
   parent INTEGER REFERENCES request(id), child INTEGER REFERENCES request(id),
   depth INTEGER NOT NULL DEFAULT 0,        -- follow-ups between the planned request and this

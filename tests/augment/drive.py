@@ -176,7 +176,8 @@ def main(argv=None):
     with Store(args.store, create=True) as store:
         if args.commits:
             watch_commits(store, commits)
-        found = recover(store, Policy(max_unknowns=args.max_unknowns), 0)
+        policy = Policy(max_unknowns=args.max_unknowns, max_tries=args.max_tries)
+        found = recover(store, policy, 0)
         spec_id = plan_all(store, spec, args.n)
         left = store.do(lambda db: count_open(db, spec_id))
         ready = time.perf_counter() - opened

@@ -65,6 +65,13 @@ def test_a_keep_alive_connection_is_used_again():
     assert len(ports) == 1
 
 
+def test_any_success_is_journalled():
+    with FaultServer([Step(status=202)]) as server:
+        (reply,), journal = send(server, chat(response_format=FORM))
+    assert reply.status == 202
+    assert journal == [reply.body]
+
+
 # Keys and addresses -------------------------------------------------------------------------
 
 

@@ -105,11 +105,11 @@ def test_a_reply_that_no_parser_or_store_takes_whole_does_not_end_the_run(tmp_pa
 def test_calls_in_flight_are_awaited_whatever_ends_the_run(tmp_path, monkeypatch, error):
     claims = []
 
-    def claim(db, spec, after, limit):
-        claims.append(after)
+    def claim(*args, **other):
+        claims.append(args)
         if len(claims) > 1:
             raise error
-        return original(db, spec, after, limit)
+        return original(*args, **other)
 
     original = engine.claim
     monkeypatch.setattr(engine, "claim", claim)

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from augment.store import open_readonly
+from tests.augment.ask import Asked
 from tests.augment.command import Command
 from tests.augment.fault_replies import Step
 from tests.augment.fault_server import FaultServer
@@ -77,3 +78,34 @@ def test_fifty_kills_at_random_moments_accept_everything_exactly_once(tmp_path):
     assert len(server.posts) <= n + rounds * C
     assert asked.unknown <= rounds * C
     assert rounds >= 10
+
+
+def test_what_several_kills_lost_is_asked_last_and_all_is_answered(tmp_path):
+    """A call of unknown outcome is sent once more; a kill says nothing against a request."""
+    usual = ["--max-unknowns", "1", "--max-tries", "5"]
+    with FaultServer([Step(latency=60)]) as server:
+        for _ in range(3):
+            killed = start(tmp_path / "s", server, fault=f"intent:{C}", extra=usual)
+            killed.communicate(timeout=60)
+            assert killed.returncode == -signal.SIGKILL
+    with FaultServer([Step(latency=0.02)]) as server:
+        finish(start(tmp_path / "s", server, extra=usual))
+        asked = check(tmp_path / "s", server, 60)
+    texts = [post["body"]["messages"][0]["content"] for post in server.posts]
+    lost = {f"ask {i}" for i in range(3 * C)}
+    assert set(texts[-3 * C + C :]) < lost, "those that were lost come last"
+    assert len(texts) == len(set(texts)) == 60
+    assert asked.unknown == 3 * C
+
+
+def test_a_request_that_every_process_dies_of_is_held_in_the_end(tmp_path):
+    usual = ["--max-unknowns", "1", "--max-tries", "3"]
+    with FaultServer() as server:
+        for _ in range(3):
+            start(tmp_path / "s", server, n=1, fault="intent:1", extra=usual).communicate(
+                timeout=60
+            )
+        finish(start(tmp_path / "s", server, n=1, extra=usual))
+        asked = Asked(tmp_path / "s", None, server)
+    assert (asked.states, asked.unknown, server.posts) == ({"UNKNOWN": 1}, 3, [])
+    assert asked.ledger == asked.audit

@@ -178,6 +178,16 @@ def test_nor_is_one_that_waits_for_the_queue(job, tmp_path, account):
     assert job.posts("POST", "/batches") == 1
 
 
+@pytest.mark.parametrize("action", [["submit"], ["poll", "--wait"]])
+def test_a_part_that_cannot_be_submitted_does_not_keep_the_others(job, tmp_path, action):
+    job.build("--max-lines", "6")
+    lines = [json.dumps(answered(n, asked)) for n, asked in enumerate(job.asked(job.files[0]))]
+    job.batch("ingest", answer_file(tmp_path / "some.jsonl", lines[:2]))
+    with pytest.raises(AugmentationError, match="pay twice"):
+        job.batch(*action)
+    assert job.parts == ["built", "created" if action == ["submit"] else "ingested"]
+
+
 def test_a_changed_file_is_not_uploaded(job, account):
     job.build()
     job.files[0].write_bytes(job.files[0].read_bytes().replace(b"POST", b"GETT", 1))
