@@ -26,7 +26,7 @@ from augment.store.unknown import list_unknown, release, retry
 from tests.augment.drive import plain_row, plain_spec
 from tests.augment.fault_replies import Step, reply_body
 
-POLICY = Policy(max_rejects=1, max_unknowns=1)
+POLICY = Policy(max_tries=3, max_rejects=1, max_unknowns=1)
 PRICE = load_prices(None).find("gpt-4o-mini", "sync")
 SPEC = plain_spec()
 FAILURES = {
@@ -46,7 +46,7 @@ def place():
 class Machine(RuleBasedStateMachine):
     """The store and the model, step by step.
 
-    `requests` is id -> (state, rejects, unknowns), `attempts` is id -> what was sent and how it
+    `requests` is id -> (state, tries, rejects, unknowns), `attempts` is id -> what was sent and how it
     ended, `results` is id -> the attempt that answered.
     """
 
@@ -95,7 +95,7 @@ class Machine(RuleBasedStateMachine):
         new = self.store.do(partial(plan, spec=self.spec, rows=rows))
         assert new == max(0, n - len(self.requests)), "equal requests are planned once"
         for number in range(len(self.requests), n):
-            state = SimpleNamespace(state=State.PLANNED, rejects=0, unknowns=0)
+            state = SimpleNamespace(state=State.PLANNED, tries=0, rejects=0, unknowns=0)
             self.requests[number + 1] = state
 
     @rule(calls=st.none() | st.integers(0, 6))
@@ -131,6 +131,7 @@ class Machine(RuleBasedStateMachine):
                 state=AttemptState.INTENT, request=request, bound=bound
             )
             self.requests[request].state = State.IN_FLIGHT
+            self.requests[request].tries += 1
             self.reserved += bound
             ledger = self.store.do(read_ledger)
             assert self.cap is None or ledger.spent_pusd + ledger.reserved_pusd <= self.cap
@@ -207,7 +208,7 @@ class Machine(RuleBasedStateMachine):
         self.store.do(reopen)
         for request in self.requests.values():
             if request.state == State.QUARANTINED:
-                request.state, request.rejects = State.PLANNED, 0
+                request.state, request.tries, request.rejects = State.PLANNED, 0, 0
 
     # Lives ---------------------------------------------------------------------------------
 
@@ -229,7 +230,7 @@ class Machine(RuleBasedStateMachine):
         for attempt, good in self.spooled.items():
             self._answered(attempt, good)
         for attempt in sorted(lost):
-            self._failed(attempt, "lost")
+            self._failed(attempt, "crashed")
         self.spooled = {}
 
     # The model -----------------------------------------------------------------------------
@@ -260,7 +261,7 @@ class Machine(RuleBasedStateMachine):
     def _failed(self, attempt, kind):
         sent = self.attempts[attempt]
         request = self.requests[sent.request]
-        if kind == "lost":
+        if kind in ("lost", "crashed"):
             sent.state = AttemptState.UNKNOWN
         else:
             sent.state = AttemptState.UNBILLED
@@ -271,9 +272,12 @@ class Machine(RuleBasedStateMachine):
             request.state = State.QUARANTINED
         elif kind == "lost" and request.unknowns >= POLICY.max_unknowns:
             request.state = State.UNKNOWN
+        elif kind == "crashed" and request.tries >= POLICY.max_tries:
+            request.state = State.UNKNOWN
         else:
             request.state = State.PLANNED
         request.unknowns += kind == "lost"
+        request.tries -= kind == "not_sent"
 
     def _unhold(self, attempt):
         request = self.requests[self.attempts[attempt].request]
@@ -294,9 +298,9 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def requests_and_results_are_the_model_s(self):
-        rows = self._rows("SELECT id, state, rejects, unknowns FROM request")
-        assert {i: (s, r, u) for i, s, r, u in rows} == {
-            i: (r.state, r.rejects, r.unknowns) for i, r in self.requests.items()
+        rows = self._rows("SELECT id, state, tries, rejects, unknowns FROM request")
+        assert {i: tuple(row) for i, *row in rows} == {
+            i: (r.state, r.tries, r.rejects, r.unknowns) for i, r in self.requests.items()
         }
         assert dict(self._rows("SELECT request, attempt FROM result")) == self.results, (
             "what was accepted first stays"
