@@ -58,8 +58,8 @@ async def wait(batches: Batches, parts: Iterable[Part]) -> list[Part]:
         left = [uuid for uuid in going if uuid not in unfit]
         going = [uuid for uuid in left if _goes_on(batches, uuid, refusals[uuid])]
         if not going:
-            for error in unfit.values():
-                raise error
+            for fault in unfit.values():
+                raise fault
             return [batches.read(uuid) for uuid in chosen]
         pause = PAUSES[0] if moved else min(1.5 * pause, PAUSES[1])
         await batches.clock.sleep(pause)
