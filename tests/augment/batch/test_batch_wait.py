@@ -66,7 +66,7 @@ def test_waiting_sits_out_failures_and_slows_down(job, account):
     assert slept[0] == 30
     assert max(slept) > 200
     assert max(slept) <= 600
-    assert sum("401" in text for text in said) == 2
+    assert sum(": HTTP 401" in text for text in said) == 2
 
 
 def test_a_key_that_stays_refused_ends_the_waiting_and_loses_no_part(job, account):
