@@ -30,9 +30,9 @@ from augment.commands.options import (
     add_limit_argument,
     config_of,
     kinds_of,
+    last_config_of,
     limit_of,
 )
-from augment.config import load_config
 from llmrec_pl.errors import AugmentationError, ConfigError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     if args.action == "build":
         _build(args)
         return
-    config = _config(args)
+    config = last_config_of(args)
     if args.action == "list":
         _list(config.store, as_json=args.json)
         return
@@ -126,20 +126,6 @@ def run(args: argparse.Namespace) -> None:
             _ingest(args, store)
         else:
             _discard(args, store)
-
-
-def _config(args: argparse.Namespace) -> AugmentConfig:
-    if args.config:
-        config = load_config(args.config, args.set)
-        return config if args.store is None else config.model_copy(update={"store": args.store})
-    if args.store is None or args.set:
-        raise ConfigError(
-            "which store? Say `--store augmentation/ml-100k.store`, or `--config FILE`; `--set` "
-            "changes a config that is given."
-        )
-    from augment.last_config import last_config
-
-    return last_config(args.store)
 
 
 def _build(args: argparse.Namespace) -> None:

@@ -17,14 +17,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from augment.config import load_config
-from llmrec_pl.errors import AugmentationError, ConfigError
+from augment.commands.options import last_config_of
+from llmrec_pl.errors import AugmentationError
 
 if TYPE_CHECKING:
     import argparse
 
     from augment.cassette import Counts
-    from augment.config import AugmentConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         from augment.cassette_dump import dump
         from llmrec_pl.data.dataset import InteractionDataset
 
-        config = _config(args)
+        config = last_config_of(args)
         dataset = InteractionDataset.load(config.dataset)
         with ProgressReport("writing replies", None, "requests") as bar:
             counts = dump(config.store, config, dataset, args.out, bar.advance)
@@ -76,20 +75,6 @@ def run(args: argparse.Namespace) -> None:
             f"{counts.n_problems:,} entries of {str(args.file)!r} are faulty; copy it again from "
             "whoever made it."
         )
-
-
-def _config(args: argparse.Namespace) -> AugmentConfig:
-    if args.config:
-        config = load_config(args.config, args.set)
-        return config if args.store is None else config.model_copy(update={"store": args.store})
-    if args.store is None or args.set:
-        raise ConfigError(
-            "which store? Name its folder, `augmentation/ml-100k.store`, or a config by "
-            "`--config FILE`; `--set` changes a config that is given."
-        )
-    from augment.last_config import last_config
-
-    return last_config(args.store)
 
 
 def _told(counts: Counts) -> str:

@@ -126,6 +126,29 @@ def store_of(args: argparse.Namespace) -> Path:
     return load_config(args.config).store
 
 
+def last_config_of(args: argparse.Namespace) -> AugmentConfig:
+    """Return the config that files and `--set` give, else that of a store's last run.
+
+    Args:
+        args: with `config`, `set` and `store`, the latter a path or None.
+
+    Raises:
+        AugmentationError: there is no such store.
+        ConfigError: neither a config nor a store is named, or the store was never run.
+    """
+    if args.config:
+        config = load_config(args.config, args.set)
+        return config if args.store is None else config.model_copy(update={"store": args.store})
+    if args.store is None or args.set:
+        raise ConfigError(
+            "which store? Name its folder, such as augmentation/ml-100k.store, or a config by "
+            "`--config FILE`; `--set` changes a config that is given."
+        )
+    from augment.last_config import last_config
+
+    return last_config(args.store)
+
+
 def kinds_of(text: str | None) -> frozenset[Kind] | None:
     """Return the tasks in a list with commas; None if nothing was given.
 
