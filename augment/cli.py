@@ -45,7 +45,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run a command; errors end with one line and the status that names their kind."""
     arguments = sys.argv[1:] if args is None else list(args)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
+        try:
+            print(_help(), flush=True)
+        except BrokenPipeError:  # `| head` has seen enough
+            _close_output()
         return
     name = arguments[0]
     if name == "--version":
@@ -69,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> None:
         _say(f"error: {_one_line(error)}")
         sys.exit(1)
     except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
         sys.exit(1)
     except OSError as error:
         _say(f"error: {_one_line(error)}; check the path, its permissions and the free space.")
@@ -80,6 +83,11 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _say("stopped.")
         sys.exit(130)
+
+
+def _close_output() -> None:
+    """Let nothing more be written into a pipe that nobody reads."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _one_line(error: BaseException) -> str:

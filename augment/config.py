@@ -6,8 +6,9 @@ environment variable and never written down.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -198,9 +199,13 @@ def load_config(files: Iterable[Path | str], overrides: Iterable[str] = ()) -> A
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
-            raise ConfigError(f"{str(path)!r} is not valid YAML: {error}") from error
+            where = getattr(error, "problem_mark", None)
+            line = "" if where is None else f" in line {where.line + 1}"
+            raise ConfigError(
+                f"{str(path)!r} is not valid YAML{line}: {getattr(error, 'problem', error)}."
+            ) from error
         if not isinstance(content, dict):
-            raise ConfigError(f"{str(path)!r} must hold a mapping, got {content!r}.")
+            raise ConfigError(f"{str(path)!r} must hold a mapping, got {_brief(content)}.")
         _merge(merged, _expanded(content))
     for text in overrides:
         dotted, equals, value = text.partition("=")
@@ -227,10 +232,35 @@ def build_config(values: dict[str, Any]) -> AugmentConfig:
         return AugmentConfig.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(
-            f"`{'.'.join(map(str, e['loc']))}`: {e['msg']} (got {e.get('input')!r})"
-            for e in error.errors()
+            _problem(e["loc"], e["type"], e["msg"], e["input"]) for e in error.errors()
         )
         raise ConfigError(f"the config cannot be used: {problems}.") from error
+
+
+def _problem(place: tuple[int | str, ...], kind: str, text: str, value: object) -> str:
+    """Return what is wrong with one key; a mapping of any size stays short."""
+    key = f"`{'.'.join(map(str, place))}`"
+    if kind == "missing":
+        return f"{key} is missing"
+    if kind != "extra_forbidden":
+        return f"{key}: {text} (got {_brief(value)})"
+    known = _keys_beside(place)
+    near = get_close_matches(str(place[-1]), known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return f"{key} is no key of the config ({hint})"
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _keys_beside(place: tuple[int | str, ...]) -> list[str]:
+    model: Any = AugmentConfig
+    for name in place[:-1]:
+        kind = model.model_fields[name].annotation
+        model = next(iter(get_args(kind)), kind)  # of `PairsTask | None` the first
+    return list(model.model_fields)
 
 
 def _expanded(values: dict[str, Any]) -> dict[str, Any]:

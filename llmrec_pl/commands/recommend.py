@@ -148,7 +148,7 @@ def _about(dataset: InteractionDataset) -> Any:  # noqa: ANN401 (a function of t
     columns = [c for c in ABOUT_COLUMNS if c in frame.columns]
 
     def describe(user: int) -> str:
-        values = [str(v) for v in frame.select(columns).row(user) if v is not None]
+        values = [str(v) for c in columns if (v := frame[c][user]) is not None]
         return f" ({', '.join(values)})" if values else ""
 
     return describe

@@ -1,6 +1,7 @@
 """The commands as a person types them, in this process, against heuristics and a toy server."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -91,6 +92,16 @@ def test_the_overview_names_every_command(capsys):
     assert all(re.search(rf"(?m)^  {name} ", text) for name in COMMANDS)
 
 
+@pytest.mark.parametrize("package", ["augment", "llmrec_pl"])
+def test_the_overview_may_be_cut_by_head(package):
+    command = [sys.executable, "-m", package, "--help"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as closed:
+        left = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (left.returncode, left.stderr) == (0, "")
+
+
 def test_usage_errors_leave_with_2(capsys):
     assert call("rum") == 2
     assert call("run") == 2
@@ -106,7 +117,10 @@ def test_usage_errors_leave_with_2(capsys):
         (["run", "--config", "c.yaml", "--only", "pears"], "unknown task 'pears'"),
         (["run", "--config", "c.yaml", "--dataset", "nowhere"], "nowhere"),
         (["run", "--config", "c.yaml", "--pool", "no.parquet"], "python -m llmrec_pl predict"),
-        (["run", "--config", "c.yaml", "--set", "tasks.pairs.draw=1"], "tasks.pairs.draw"),
+        (["run", "--config", "c.yaml", "--set", "tasks.pairs.draw=1"], "did you mean 'draws'?"),
+        (["run", "--config", "c.yaml", "--set", "provider.x=1"], "known are name, label"),
+        (["run", "--config", "broken.yaml"], "is not valid YAML in line"),
+        (["run", "--config", "empty.yaml"], "`dataset` is missing; `store` is missing; `out` is"),
         (["status"], "which store?"),
         (["status", "nothing"], "augment run"),
         (["cost", "nothing", "--by", "weather"], "cannot group by 'weather'"),
@@ -115,6 +129,8 @@ def test_usage_errors_leave_with_2(capsys):
     ],
 )
 def test_errors_are_one_line_with_a_remedy(place, capsys, arguments, said):
+    (place / "broken.yaml").write_text("provider: openai\ntasks: [\n", encoding="utf-8")
+    (place / "empty.yaml").write_text("", encoding="utf-8")
     assert call(*arguments) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")

@@ -10,8 +10,10 @@ import yaml
 
 import llmrec_pl.training
 from llmrec_pl.cli import main
+from llmrec_pl.commands.recommend import _about
 from llmrec_pl.data import download
 from llmrec_pl.data.dataset import InteractionDataset
+from tests.canonical_folder import write_folder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -86,6 +88,10 @@ def test_recommend_for_an_unknown_user_names_known_ids(run, capsys):
         main(["recommend", "--ckpt_path", str(run / "checkpoints/best.ckpt"), "--user", "nobody"])
     assert stop.value.code == 1
     assert "'nobody'" in capsys.readouterr().err
+
+
+def test_recommend_needs_no_user_table(tmp_path):
+    assert _about(InteractionDataset.load(write_folder(tmp_path)))(0) == ""
 
 
 def test_recommend_from_moved_data(run, small_data, tmp_path, capsys):
