@@ -9,7 +9,7 @@ import contextlib
 import queue
 import sqlite3
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from augment.errors import StoreFullStop
@@ -58,7 +58,7 @@ class Writer:
         """Queue an operation; its future resolves when it is committed.
 
         The future raises what the operation raised (which is then undone), or `StoreFullStop`
-        once the store cannot be written any more.
+        once the store cannot be written any more. Cancelling it does not undo the operation.
         """
         future: Future[T] = Future()
         self._queue.put((operation, future))
@@ -113,14 +113,13 @@ class Writer:
             self.groups += 1
         except (sqlite3.Error, OSError, StoreFullStop) as error:
             self._fail(db, error)
-            for _, future in group:
-                future.set_exception(self.failure or error)
-            return
+            outcomes = [(future, None, self.failure or error) for _, future in group]
         for future, value, problem in outcomes:
-            if problem is None:
-                future.set_result(value)
-            else:
-                future.set_exception(problem)
+            with contextlib.suppress(InvalidStateError):  # nobody waits for it any more
+                if problem is None:
+                    future.set_result(value)
+                else:
+                    future.set_exception(problem)
 
     def _fail(self, db: sqlite3.Connection, error: BaseException) -> None:
         if db.in_transaction:

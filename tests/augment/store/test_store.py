@@ -5,6 +5,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -20,6 +21,7 @@ from augment.store import (
     State,
     Store,
     add_spec,
+    anomaly,
     open_readonly,
     plan,
     reserve,
@@ -215,3 +217,12 @@ def test_a_log_cut_by_a_power_failure_opens_to_a_clean_prefix(tmp_path, cut):
         assert after.do(read_ledger) == after.do(recompute)
         results = after.do(lambda db: db.execute("SELECT request FROM result").fetchall())
         assert [r[0] for r in results] == list(range(1, len(results) + 1)), "a prefix"
+
+
+def test_a_future_that_nobody_waits_for_does_not_end_the_writer(store):
+    going = threading.Event()
+    store.put(lambda _: going.wait(5))
+    store.put(lambda db: anomaly(db, 0, "seen", "")).cancel()
+    going.set()
+    kinds = store.put(lambda db: db.execute("SELECT kind FROM anomaly").fetchall())
+    assert kinds.result(timeout=5) == [("seen",)]
