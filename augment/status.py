@@ -19,6 +19,7 @@ from augment.money import format_usd
 from augment.store import open_readonly
 from augment.store.states import State
 from augment.store.unknown import count_unknown
+from augment.tables import print_whole
 
 if TYPE_CHECKING:
     import sqlite3
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _RUNS, _ANOMALIES = 3, 10
+_MAY_BE_EMPTY = ("open", "quarantined", "skipped")
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,11 @@ def _task(db: sqlite3.Connection, spec_id: int, sha: bytes, text: str) -> TaskSt
 
 
 def show_status(status: Status, console: Console) -> None:
-    """Print a status as tables."""
-    console.print(_tasks_table(status))
+    """Print a status as a table and lines."""
+    if status.tasks:
+        print_whole(console, _tasks_table(status))
+    else:
+        console.print(f"store {status.store}: nothing planned", markup=False, soft_wrap=True)
     ledger = status.ledger
     cap = "no budget set" if ledger.cap_pusd is None else f"budget {format_usd(ledger.cap_pusd)}"
     lines = [
@@ -203,6 +208,11 @@ def show_status(status: Status, console: Console) -> None:
             f"{status.unknown_calls:,} calls of unknown outcome: "
             f"python -m augment unknown list {status.store}"
         )
+    if aside := sum(sum(task.codes.values()) for task in status.tasks):
+        lines.append(
+            f"{aside:,} requests in quarantine; to ask them again: "
+            f"python -m augment retry-failed {status.store}"
+        )
     if status.holder:
         lines.append(f"in use by {status.holder}")
     for line in lines:
@@ -213,36 +223,47 @@ def show_status(status: Status, console: Console) -> None:
 
 
 def _tasks_table(status: Status) -> Table:
+    """Return a row a task; a column in which nothing stands is left out."""
     table = Table(
-        title=f"store {status.store}",
+        title=escape(f"store {status.store}"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,  # names of models and servers need the room
     )
-    table.add_column("task", no_wrap=True)
-    table.add_column("answered by", overflow="fold", min_width=23)
-    for name in ("wanted", "done", "open", "quarantined", "skipped"):
-        table.add_column(name, justify="right")
-    table.add_column("tokens in /\nout", justify="right")
-    table.add_column("spent", justify="right")
-    for task in status.tasks:
-        n = task.states.get
-        names = ("planned", "in_flight", "in_batch", "followed", "unknown")
-        waiting = {name: n(name, 0) for name in names}
-        table.add_row(
-            task.kind,
-            escape(
-                f"{task.model} ({task.provider})\n{task.prompt_set or 'texts'}, spec {task.spec}"
-            ),
-            f"{task.wanted:,}",
-            f"{n('done', 0):,}",
-            _lines({name.replace("_", " "): k for name, k in waiting.items()}),
-            _lines(task.codes),
-            _lines(task.skipped),
-            f"{task.tokens_in:,} /\n{task.tokens_out:,}" if task.tokens_in else "0",
-            format_usd(task.spent_pusd),
-        )
+    rows = [_row(task) for task in status.tasks]
+    columns = [
+        name
+        for name in rows[0]
+        if name not in _MAY_BE_EMPTY or any(row[name] != "0" for row in rows)
+    ]
+    for name in columns:
+        if name == "task":
+            table.add_column(name, no_wrap=True)
+        elif name == "answered by":
+            table.add_column(name, overflow="fold", min_width=23)
+        else:
+            table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(row[name] for name in columns))
     return table
+
+
+def _row(task: TaskStatus) -> dict[str, str]:
+    n = task.states.get
+    names = ("planned", "in_flight", "in_batch", "followed", "unknown")
+    waiting = {name: n(name, 0) for name in names}
+    who = f"{task.model} ({task.provider})\n{task.prompt_set or 'texts'}, spec {task.spec}"
+    return {
+        "task": task.kind,
+        "answered by": escape(who),
+        "wanted": f"{task.wanted:,}",
+        "done": f"{n('done', 0):,}",
+        "open": _lines({name.replace("_", " "): k for name, k in waiting.items()}),
+        "quarantined": _lines(task.codes),
+        "skipped": _lines(task.skipped),
+        "tokens in /\nout": f"{task.tokens_in:,} /\n{task.tokens_out:,}" if task.tokens_in else "0",
+        "spent": format_usd(task.spent_pusd),
+    }
 
 
 def _lines(counts: dict[str, int]) -> str:

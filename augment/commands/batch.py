@@ -32,6 +32,7 @@ from augment.commands.options import (
     kinds_of,
     last_config_of,
     limit_of,
+    wide_console,
 )
 from llmrec_pl.errors import AugmentationError, ConfigError
 
@@ -329,12 +330,13 @@ def _list(folder: Path, *, as_json: bool) -> None:
     import contextlib
     from datetime import UTC, datetime
 
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from augment.money import format_usd
     from augment.store import AttemptState, open_readonly
     from augment.store.parts import count_lines, list_parts
+    from augment.tables import print_whole
 
     with contextlib.closing(open_readonly(folder)) as db:
         parts = [(part, count_lines(db, part.uuid)) for part in list_parts(db)]
@@ -347,15 +349,17 @@ def _list(folder: Path, *, as_json: bool) -> None:
             rows.append({**plain, **hashes, "lines": lines})
         print(json.dumps(rows, indent=1))
         return
-    table = Table(title=f"parts in {folder}", title_justify="left")
-    for column in ("part", "state", "since (UTC)", "remote", "lines", "open", "answered"):
-        table.add_column(column, overflow="fold")
-    table.add_column("reserved", justify="right")
+    table = Table(title=escape(f"parts in {folder}"), title_justify="left")
+    for column in ("part", "state", "since (UTC)"):
+        table.add_column(column, no_wrap=True)  # `cancel` and `discard` are given the part
+    table.add_column("remote", overflow="fold")
+    for column in ("lines", "open", "answered", "reserved"):
+        table.add_column(column, justify="right")
     for part, counts in parts:
         since = datetime.fromtimestamp(part.t / 1000, UTC).strftime("%Y-%m-%d %H:%M")
         remote = f"{part.remote_id or ''} {part.remote_status or ''}".strip()
         waiting = counts.get(AttemptState.INTENT, 0)
         answered, reserved = counts.get(AttemptState.OK, 0), format_usd(part.reserved_pusd)
-        told = (part.uuid, part.state.value, since, remote)
+        told = (part.uuid, part.state.value, since, escape(remote))
         table.add_row(*told, f"{part.n:,}", f"{waiting:,}", f"{answered:,}", reserved)
-    Console().print(table, markup=False)
+    print_whole(wide_console(), table)

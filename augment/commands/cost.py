@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from augment.costs import DIMENSIONS, read_costs
     from augment.store import open_readonly
+    from augment.tables import print_whole
 
     by = [name.strip() for name in args.by.split(",") if name.strip()]
     if unknown := [name for name in by if name not in DIMENSIONS]:
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     with contextlib.closing(open_readonly(store_of(args))) as db:
         db.execute("BEGIN")  # one snapshot, also during a run
         if args.audit:
-            _audit(db)
+            _audit(db, as_json=args.json)
         elif args.ablation:
             _ablation(db, as_json=args.json)
         else:
@@ -76,10 +77,12 @@ def run(args: argparse.Namespace) -> None:
             if args.json:
                 print(json.dumps([row.as_plain() for row in rows], indent=1))
             else:
-                wide_console().print(_table(rows, by))
+                print_whole(wide_console(), _table(rows, by))
 
 
-def _audit(db: sqlite3.Connection) -> None:
+def _audit(db: sqlite3.Connection, *, as_json: bool) -> None:
+    import dataclasses
+
     from augment.budget import read_ledger, recompute
     from augment.commands.budget import ledger_line
 
@@ -89,7 +92,10 @@ def _audit(db: sqlite3.Connection) -> None:
             f"the ledger says: {ledger_line(kept)}; the attempts add up to: {ledger_line(summed)}. "
             "The store was changed by hand or is damaged; see `python -m augment doctor`."
         )
-    print(f"the ledger is the sum of its attempts: {ledger_line(kept)}")
+    if as_json:
+        print(json.dumps(dataclasses.asdict(kept), indent=1))
+    else:
+        print(f"the ledger is the sum of its attempts: {ledger_line(kept)}")
 
 
 def _ablation(db: sqlite3.Connection, *, as_json: bool) -> None:

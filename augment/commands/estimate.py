@@ -123,6 +123,7 @@ def show_estimate(found: Estimate, console: Console) -> None:
     from rich.table import Table
 
     from augment.money import format_usd
+    from augment.tables import print_whole
 
     table = Table(title="what a run would send", title_justify="left")
     table.add_column("task", no_wrap=True)
@@ -131,7 +132,7 @@ def show_estimate(found: Estimate, console: Console) -> None:
         table.add_column(name, justify="right")
     for task in found.tasks:
         table.add_row(*_row(task))
-    console.print(table)
+    print_whole(console, table)
     if found.pusd is None:
         console.print("in all: not known, a price is missing")
     else:
@@ -142,7 +143,7 @@ def show_estimate(found: Estimate, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    for note in found.notes:
+    for note in dict.fromkeys(found.notes):
         console.print(f"· {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -201,6 +201,8 @@ def test_commands_on_a_finished_store(place, capsys):
     said = capsys.readouterr().out
     assert "the sum of its attempts" in said
     assert "budget $5.50; spent $0.00, reserved $0.00, left $5.50" in said
+    assert call("cost", "store", "--audit", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["cap_pusd"] == 5_500_000_000_000
     assert call("status", "store", "--json") == 0
     assert json.loads(capsys.readouterr().out)["ledger"]["cap_pusd"] == 5_500_000_000_000
 

@@ -1,5 +1,6 @@
 """What `status` says, during a run too, and that it never disturbs one."""
 
+import dataclasses
 import io
 import json
 import os
@@ -89,6 +90,23 @@ def test_it_can_be_read_by_programs_and_people(planned):
     text = console.file.getvalue()
     assert "1 not_json" in text
     assert "odd: detail [x]" in text
+    assert "1 requests in quarantine" in text
+    assert f"python -m augment retry-failed {store.folder}" in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_no_figure_is_cut_on_a_narrow_window(planned, width):
+    store, _, run = planned
+    settle_one(store, run, 3, State.QUARANTINED, "inadmissible_value_that_is_long")
+    status = read_status(store.folder)
+    big = {"tokens_in": 123_456_789, "tokens_out": 98_765, "spent_pusd": 123_456_789_012_345}
+    task = dataclasses.replace(status.tasks[0], model="a-model-with-a-long-name" * 3, **big)
+    console = Console(width=width, file=io.StringIO())
+    show_status(dataclasses.replace(status, tasks=[task]), console)
+    text = console.file.getvalue()
+    for whole in ("123,456,789 /", "98,765", "$123.46", "1 inadmissible_value_that_is_long"):
+        assert whole in text
+    assert "skipped" not in text, "nothing stands in that column"
 
 
 def test_it_never_writes_or_checkpoints(planned):
