@@ -18,6 +18,7 @@ from augment.errors import BudgetStop
 from augment.faults import point
 from augment.judge import Policy, call_bound
 from augment.money import format_usd, load_prices
+from augment.probe import Nobody
 from augment.providers import in_process, is_free, model_of
 from augment.recover import recover
 from augment.runner import Options, Runner, Watcher
@@ -37,7 +38,7 @@ from augment.store.parts import (
 from llmrec_pl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from augment.clock import Clock
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from augment.specs import Kind, TaskSpec
     from augment.store import Store
     from augment.store.claims import Claimed
-    from augment.wire import Call, Reply
     from llmrec_pl.data.dataset import InteractionDataset
 
 MOST_LINES, MOST_BYTES = 50_000, 200_000_000
@@ -129,7 +129,7 @@ async def build(
     run = store.do(lambda db: begin_run(db, config.model_dump_json(), clock.wall_ms()))
     built = Built()
     for kind in kinds:
-        spec = await runner.spec(kind, _Nobody())
+        spec = await runner.spec(kind, Nobody("building"))
         spec_id = runner.spec_ids[kind] = runner.plan(spec)
         _Builder(store, spec_id, spec, prices[kind], wish, run, clock, built).build()
     if built.no_budget is not None and not built.parts:
@@ -208,10 +208,12 @@ class _Builder:
         self.built.parts.append(self.store.do(lambda db: read_part(db, name)))
 
     def _planned(self) -> Iterator[Claimed]:
-        after = 0
-        while rows := self.store.do(partial(claim, spec=self.spec_id, after=after, limit=_BLOCK)):
-            yield from rows
-            after = rows[-1].id
+        for last in (False, True):
+            ask = partial(claim, spec=self.spec_id, limit=_BLOCK, last=last)
+            after = 0
+            while rows := self.store.do(partial(ask, after=after)):
+                yield from rows
+                after = rows[-1].id
 
     def _budget_left(self) -> int | None:
         ledger = self.store.do(read_ledger)
@@ -254,16 +256,3 @@ def _sweep(store: Store) -> None:
     for path in (store.folder / FOLDER).glob("*.jsonl*"):
         if path.name.partition(".")[0] not in known:
             path.unlink()
-
-
-class _Nobody:
-    """Answers nothing: building must not need a server."""
-
-    async def send(self, call: Call, journal: Callable[[bytes], None]) -> Reply:
-        raise ConfigError(
-            "building would have to ask the server which form of answers it supports; say "
-            "`--set provider.structured=json_schema` (or json_object, or none)."
-        )
-
-    async def close(self) -> None:
-        """Nothing is open."""

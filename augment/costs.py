@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DIMENSIONS = {
-    "task": "s.kind",
+    "task": "ifnull(s.kind, a.lane)",
     "provider": "json_extract(s.json, '$.provider')",
-    "model": "json_extract(s.json, '$.model')",
+    "model": "ifnull(json_extract(s.json, '$.model'), a.model_returned)",
     "prompts": "json_extract(s.json, '$.prompt_set')",
     "temperature": "json_extract(s.json, '$.params.temperature')",
     "top_p": "json_extract(s.json, '$.params.top_p')",
@@ -38,8 +38,8 @@ _ACCEPTED = (
     "{c}.request ORDER BY length(v.validator) DESC, v.validator DESC LIMIT 1)"
 )
 _FROM = (
-    "FROM attempt a JOIN call_item c ON c.attempt = a.id AND c.pos = 0 "
-    "JOIN request r ON r.id = c.request JOIN spec s ON s.id = r.spec"
+    "FROM attempt a LEFT JOIN call_item c ON c.attempt = a.id AND c.pos = 0 "
+    "LEFT JOIN request r ON r.id = c.request LEFT JOIN spec s ON s.id = r.spec"
 )
 
 
@@ -143,6 +143,7 @@ def _use() -> str:
         f"CASE WHEN a.state = {AttemptState.INTENT} THEN 'in_flight' "
         f"WHEN a.state = {AttemptState.UNKNOWN} THEN 'unknown' "
         f"WHEN a.state IN ({AttemptState.UNBILLED}, {AttemptState.RELEASED}) THEN 'unbilled' "
+        "WHEN a.lane = 'probe' THEN 'useful' "
         f"WHEN EXISTS (SELECT 1 FROM call_item i WHERE i.attempt = a.id AND {gave}) THEN 'useful' "
         f"WHEN EXISTS (SELECT 1 FROM call_item i WHERE i.attempt = a.id AND {accepted}) "
         "THEN 'duplicate' ELSE 'rejected' END"

@@ -16,6 +16,7 @@ import numpy as np
 
 from augment.money import FREE, bound_cost, bound_input, bound_output, load_prices
 from augment.plan import entities_within, make_spec, pool_for, wanted
+from augment.probe import form_key
 from augment.providers import in_process, is_free, model_of, provider_label
 from augment.specs import KINDS, request_key
 from augment.store import MAIN, open_readonly
@@ -191,7 +192,7 @@ class _Estimator:
             return "none"
         if provider.structured != "auto":
             return provider.structured
-        name = f"structured:{provider_label(kind, self.config)}:{model_of(kind, self.config)}"
+        name = form_key(provider_label(kind, self.config), model_of(kind, self.config))
         if self.db is not None:
             row = self.db.execute("SELECT v FROM meta WHERE k = ?", (name,)).fetchone()
             if row is not None:

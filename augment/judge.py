@@ -6,6 +6,7 @@ costs a verdict, never a reply.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,10 +76,42 @@ def judge_reply(
         now: wall clock, milliseconds.
         reply: headers and timing; None where the body comes from the spool or a batch file.
     """
+    verdicts = _verdicts(spec, items, raw)
+    changes = [
+        change_of(spec, item, verdict, policy)
+        for item, verdict in zip(items, verdicts, strict=True)
+    ]
+    paid = judge_paid(
+        raw, attempt=attempt, price=price, reserved=reserved, now=now, reply=reply, changes=changes
+    )
+    vectors_only = spec.kind == "embed" and all(verdict.accepted for verdict in verdicts)
+    return dataclasses.replace(paid, raw=None) if vectors_only else paid
+
+
+def judge_paid(
+    raw: bytes,
+    *,
+    attempt: int,
+    price: Price | None,
+    reserved: int,
+    now: int,
+    reply: Reply | None = None,
+    changes: Sequence[RequestChange] = (),
+) -> Settlement:
+    """Settle the money of a 200; no request stands behind one that asked what a server can do.
+
+    Args:
+        raw: the exact body.
+        attempt: id of the send.
+        price: what tokens cost; None where all is free.
+        reserved: what was set aside, pico-USD.
+        now: wall clock, milliseconds.
+        reply: headers and timing; None where the body comes from the spool or a batch file.
+        changes: what it does to requests.
+    """
     usage = Usage.from_body(raw)
     charged = reserved if usage is None else cost(price or FREE, usage)
     head = _head(raw)
-    verdicts = _verdicts(spec, items, raw)
     anomalies = []
     if charged > reserved:
         anomalies.append(
@@ -90,7 +123,7 @@ def judge_reply(
         outcome=Outcome.ok,
         t_end=now,
         cost_pusd=charged,
-        raw=None if spec.kind == "embed" and all(v.accepted for v in verdicts) else raw,
+        raw=raw,
         usage=usage,
         usage_src="bound" if usage is None else "server",
         http=200,
@@ -100,10 +133,7 @@ def judge_reply(
         model_returned=head["model"],
         fingerprint=head["fingerprint"],
         anomalies=anomalies,
-        changes=[
-            change_of(spec, item, verdict, policy)
-            for item, verdict in zip(items, verdicts, strict=True)
-        ],
+        changes=changes,
     )
 
 

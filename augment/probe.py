@@ -11,17 +11,27 @@ from typing import TYPE_CHECKING, Any, Literal
 from augment.classify import Outcome, classify
 from augment.clock import SystemClock
 from augment.errors import AugmentStop, AuthStop, QuotaStop, RateLimitStop
+from augment.faults import point
+from augment.judge import Policy, judge_failure, judge_paid
+from augment.money import bound_cost, bound_input, bound_output
+from augment.store import price_id, reserve
 from augment.wire import Call
+from llmrec_pl.errors import ConfigError
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable
 
     from augment.classify import Classified
     from augment.clock import Clock
+    from augment.money import Price
+    from augment.store import Store
     from augment.wire import Answerer, Reply
 
 Mode = Literal["json_schema", "json_object", "none"]
 MODES: tuple[Mode, ...] = ("json_schema", "json_object", "none")
+LANE = "probe"
+"""Lane of attempts that no request stands behind."""
 _TRIES = 4
 _LONGEST_WAIT_S = 60.0
 _MAX_TOKENS = 32
@@ -39,6 +49,95 @@ _FORMS: dict[Mode, dict[str, Any] | None] = {
     "json_object": {"type": "json_object"},
     "none": None,
 }
+
+
+class Nobody:
+    """Answers nothing, where no server may be needed.
+
+    Args:
+        what: is to be done without one.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    async def send(self, call: Call, journal: Callable[[bytes], None]) -> Reply:
+        """Refuse; see `Answerer`.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            f"{self._what} would have to ask the server which form of answers it supports; say "
+            "`--set provider.structured=json_schema` (or json_object, or none), or use `run`."
+        )
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+class Accounted:
+    """Sends each call of a probe as an attempt of its own: reserved, journalled and charged.
+
+    Args:
+        answerer: who is asked.
+        store: opened for work.
+        run: row of this process life.
+        price: what tokens cost; None where nothing is charged.
+        clock: for records.
+    """
+
+    def __init__(
+        self, answerer: Answerer, store: Store, run: int, price: Price | None, clock: Clock
+    ) -> None:
+        self._answerer, self._store, self._run = answerer, store, run
+        self._price, self._clock = price, clock
+
+    async def send(self, call: Call, journal: Callable[[bytes], None]) -> Reply:
+        """Send once; see `Answerer`.
+
+        Raises:
+            BudgetStop: the call could break the budget.
+            StoreFullStop: the store cannot be written.
+        """
+        size = (bound_input(call.body), bound_output(call.body) or 0)
+        bound = 0 if self._price is None else bound_cost(self._price, *size)
+        attempt = self._store.do(lambda db: self._reserve(db, bound))
+
+        def keep(body: bytes) -> None:
+            self._store.spool.write(attempt, body)
+            point("spooled")
+            journal(body)
+
+        reply = await self._answerer.send(call, keep)
+        found, now = classify(reply), self._clock.wall_ms()
+        if found.outcome == Outcome.ok and reply.body is not None:
+            end = judge_paid(
+                reply.body, attempt=attempt, price=self._price, reserved=bound, now=now, reply=reply
+            )
+        else:
+            end = judge_failure((), found, attempt=attempt, policy=Policy(), now=now, reply=reply)
+        self._store.settle(end).result()
+        return reply
+
+    async def close(self) -> None:
+        """The answerer belongs to somebody else."""
+
+    def _reserve(self, db: sqlite3.Connection, bound: int) -> int:
+        return reserve(
+            db,
+            run=self._run,
+            lane=LANE,
+            requests=(),
+            bound_pusd=bound,
+            price=None if self._price is None else price_id(db, self._price),
+            now=self._clock.wall_ms(),
+        )
+
+
+def form_key(provider: str, model: str) -> str:
+    """Return the name under which a store keeps which form of answers a server takes."""
+    return f"structured:{provider}:{model}"
 
 
 async def probe_structured(

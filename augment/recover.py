@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from augment.classify import Classified, Outcome
-from augment.judge import CRASHED, Policy, judge_failure, judge_reply
+from augment.judge import CRASHED, Policy, judge_failure, judge_paid, judge_reply
 from augment.money import Price
 from augment.specs import TaskSpec, canonical_json
 from augment.store import AttemptState, RequestChange, Settlement, State
@@ -58,24 +58,15 @@ def recover(store: Store, policy: Policy, now: int) -> Recovered:
         if intent is None:
             store.spool.settled(attempt)
             continue
-        settlement = judge_reply(
-            intent.spec,
-            intent.items,
-            body,
-            attempt=attempt,
-            price=intent.price,
-            reserved=intent.reserved,
-            policy=policy,
-            now=now,
-        )
-        store.settle(settlement).result()
+        store.settle(_replied(intent, body, policy, now)).result()
         spooled += 1
     for attempt in store.do(_open_attempts):
         intent = store.do(partial(_intent, attempt=attempt))
         if intent is None:
             continue
         known = store.vectors.known(item.key for item in intent.items)
-        if intent.spec.kind == "embed" and len(known) == len(intent.items):
+        embed = intent.spec is not None and intent.spec.kind == "embed"
+        if embed and len(known) == len(intent.items):
             store.settle(_adopted(store, intent, now)).result()
             adopted += 1
         else:
@@ -87,18 +78,32 @@ def recover(store: Store, policy: Policy, now: int) -> Recovered:
     return Recovered(spooled, adopted, unknown)
 
 
+def _replied(intent: _Intent, body: bytes, policy: Policy, now: int) -> Settlement:
+    paid: dict[str, Any] = {
+        "attempt": intent.attempt,
+        "price": intent.price,
+        "reserved": intent.reserved,
+        "now": now,
+    }
+    if intent.spec is None:
+        return judge_paid(body, **paid)
+    return judge_reply(intent.spec, intent.items, body, policy=policy, **paid)
+
+
 @dataclass(frozen=True, slots=True)
 class _Intent:
+    """A send without an end; `spec` is None where it only asked what a server can do."""
+
     attempt: int
     reserved: int
-    spec: TaskSpec
+    spec: TaskSpec | None
     items: Sequence[Claimed]
     price: Price | None
 
 
 def _open_attempts(db: sqlite3.Connection) -> list[int]:
     rows = db.execute(
-        "SELECT id FROM attempt WHERE state = ? AND lane = 'sync' ORDER BY id",
+        "SELECT id FROM attempt WHERE state = ? AND lane IN ('sync', 'probe') ORDER BY id",
         (AttemptState.INTENT,),
     )
     return [row[0] for row in rows]
@@ -111,9 +116,8 @@ def _intent(db: sqlite3.Connection, attempt: int) -> _Intent | None:
     if row is None or row[0] != AttemptState.INTENT:
         return None
     items = requests_of(db, attempt)
-    if not items:
-        return None
-    return _Intent(attempt, row[1], read_spec(db, items[0].spec), items, stored_price(db, row[2]))
+    spec = read_spec(db, items[0].spec) if items else None
+    return _Intent(attempt, row[1], spec, items, stored_price(db, row[2]))
 
 
 def stored_price(db: sqlite3.Connection, price: int | None) -> Price | None:
@@ -129,6 +133,7 @@ def stored_price(db: sqlite3.Connection, price: int | None) -> Price | None:
 
 def _adopted(store: Store, intent: _Intent, now: int) -> Settlement:
     changes = []
+    assert intent.spec is not None  # only embeddings are adopted
     for item in intent.items:
         vector = store.vectors.get(item.key)
         assert vector is not None  # `known` just said so

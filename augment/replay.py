@@ -26,6 +26,7 @@ from augment.export import export
 from augment.local_replies import answered, refused
 from augment.names import Names
 from augment.plan import pool_for
+from augment.probe import form_key
 from augment.reply_index import ReplyIndex
 from augment.runner import Options, Runner, Watcher
 from augment.specs import RANDOM, TaskSpec
@@ -211,7 +212,7 @@ class Replay:
     def _tell_forms(self, db: sqlite3.Connection) -> None:
         """Write down which forms of answer the server took; nobody is there to be asked."""
         for spec in self.specs.values():
-            name = f"structured:{spec.provider}:{spec.model}"
+            name = form_key(spec.provider, spec.model)
             if spec.kind != "embed":
                 db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (name, spec.structured))
 

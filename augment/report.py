@@ -44,8 +44,10 @@ NOTE = (
 )
 
 _JUDGED = (
-    "WITH judged AS (SELECT v.attempt, v.request, v.code, r.parent, max(v.validator) FROM verdict "
-    "v JOIN request r ON r.id = v.request WHERE r.spec = ? GROUP BY v.attempt, v.request)"
+    "WITH judged AS (SELECT v.attempt, v.request, v.code, r.parent, "
+    "max(printf('%03d', length(v.validator)) || v.validator) "  # 10 is newer than 9
+    "FROM verdict v JOIN request r ON r.id = v.request WHERE r.spec = ? "
+    "GROUP BY v.attempt, v.request)"
 )
 """Each reply's verdict by the newest check, for the requests of one spec."""
 

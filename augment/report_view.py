@@ -145,7 +145,8 @@ def _pairs(rows: Rows, who: Numbers) -> Section:
         "Pairs: does a pick name a held-out liked item?",
         "Over users whose candidates hold a validation item. Chance: one random pick in the same "
         "pools. p: of as many hits (most liked) or as few (least liked) by chance, one-sided, "
-        "exact. First of pool: the base model's own first candidate. Other users, other chance: "
+        "exact up to 20,000 users. First of pool: the base model's own first candidate. Other "
+        "users, other chance: "
         "settings asked about different users cannot be compared by hits alone.",
         ["#", "users", "chance", "most liked", "p", "least liked", "p", "first of pool"],
         [

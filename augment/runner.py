@@ -119,6 +119,7 @@ class Runner:
         self._open: dict[str, Answerer] = {}
         self._limits: dict[str, Limits] = {}
         self._engine: Engine | None = None
+        self._run: int | None = None
         self._signals = 0
         self.spec_ids: dict[Kind, int] = {}
 
@@ -145,7 +146,7 @@ class Runner:
         if found != Recovered():
             self.watcher.recovered(found)
         config = self.config.model_dump_json()
-        run = self.store.do(lambda db: begin_run(db, config, self.clock.wall_ms()))
+        run = self._run = self.store.do(lambda db: begin_run(db, config, self.clock.wall_ms()))
         status = 1
         try:
             with self._signal_handlers():
@@ -262,15 +263,17 @@ class Runner:
             return "none"
         if provider.structured != "auto":
             return provider.structured
-        name = f"structured:{provider_label(kind, self.config)}:{model_of(kind, self.config)}"
+        from augment.probe import Accounted, form_key, probe_structured
+
+        name = form_key(provider_label(kind, self.config), model_of(kind, self.config))
         known = self.store.do(
             lambda db: db.execute("SELECT v FROM meta WHERE k = ?", (name,)).fetchone()
         )
         if known is not None:
             return str(known[0])
-        from augment.probe import probe_structured
-
-        mode = await probe_structured(answerer, model_of(kind, self.config))
+        if self._run is not None:
+            answerer = Accounted(answerer, self.store, self._run, self.price(kind), self.clock)
+        mode = await probe_structured(answerer, model_of(kind, self.config), clock=self.clock)
         self.store.do(
             lambda db: db.execute("INSERT INTO meta VALUES (?, ?)", (name, mode)).rowcount
         )

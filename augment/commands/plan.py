@@ -21,15 +21,12 @@ from augment.commands.options import (
     limit_of,
     wide_console,
 )
-from llmrec_pl.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
 
     from augment.runner import Runner
     from augment.specs import Kind
-    from augment.wire import Call, Reply
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,17 +61,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _plan(runner: Runner, kind: Kind) -> int:
-    return runner.plan(asyncio.run(runner.spec(kind, _Nobody())))
+    from augment.probe import Nobody
 
-
-class _Nobody:
-    """Answers nothing: planning must not need a server."""
-
-    async def send(self, call: Call, journal: Callable[[bytes], None]) -> Reply:
-        raise ConfigError(
-            "planning would have to ask the server which form of answers it supports; say "
-            "`--set provider.structured=json_schema` (or json_object, or none), or use `run`."
-        )
-
-    async def close(self) -> None:
-        """Nothing is open."""
+    return runner.plan(asyncio.run(runner.spec(kind, Nobody("planning"))))

@@ -338,6 +338,14 @@ def _add_child(db: sqlite3.Connection, parent: int, row: ChildRow) -> int:
         "bound_out) SELECT ?, spec, draw, id, depth + 1, ?, ?, ?, ? FROM request WHERE id = ?",
         (row.key, row.body, row.context, row.bound_in, row.bound_out, parent),
     )
+    # Another spec may have planned it already; whoever needs it now sends it, after all others,
+    # since the engine is past its place.
+    db.execute(
+        "UPDATE request SET not_before = 1, context = ?, spec = p.spec "
+        "FROM (SELECT spec FROM request WHERE id = ?) AS p "
+        "WHERE key = ? AND state = 0 AND request.spec <> p.spec",
+        (row.context, parent, row.key),
+    )
     found = db.execute("SELECT id FROM request WHERE key = ?", (row.key,)).fetchone()
     return int(found[0])
 

@@ -14,7 +14,7 @@ from llmrec_pl.errors import ConfigError
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Set
+    from collections.abc import Set
 
 _COLUMNS = (
     "id, key, spec, tries, rejects, unknowns, draw, depth, body, context, bound_in, bound_out"
@@ -99,15 +99,6 @@ def requests_of(db: sqlite3.Connection, attempt: int) -> list[Claimed]:
         (attempt,),
     )
     return [Claimed(*row) for row in rows]
-
-
-def reload(db: sqlite3.Connection, ids: Iterable[int]) -> list[Claimed]:
-    """Return those of the given requests that are planned, as they are now."""
-    found = (
-        db.execute(f"SELECT {_COLUMNS} FROM request WHERE id = ? AND state = 0", (i,)).fetchone()
-        for i in ids
-    )
-    return [Claimed(*row) for row in found if row is not None]
 
 
 def read_spec(db: sqlite3.Connection, spec: int) -> TaskSpec:

@@ -13,7 +13,7 @@ CREATE TABLE request(
   tries INTEGER NOT NULL DEFAULT 0,        -- sends that count, over all process lives
   rejects INTEGER NOT NULL DEFAULT 0,      -- replies that failed validation
   unknowns INTEGER NOT NULL DEFAULT 0,     -- sends whose outcome nobody knows
-  not_before INTEGER NOT NULL DEFAULT 0,   -- 1: lost in a crash, sent after all others
+  not_before INTEGER NOT NULL DEFAULT 0,   -- 1: sent after all others, see claim()
   draw INTEGER NOT NULL DEFAULT 0,
   parent INTEGER REFERENCES request(id), child INTEGER REFERENCES request(id),
   depth INTEGER NOT NULL DEFAULT 0,        -- follow-ups between the planned request and this
@@ -56,7 +56,7 @@ CREATE TABLE verdict(
 
 CREATE TABLE ledger(
   one INTEGER PRIMARY KEY CHECK(one = 1), cap_pusd INTEGER, spent_pusd INTEGER NOT NULL,
-  reserved_pusd INTEGER NOT NULL, barrier INTEGER NOT NULL DEFAULT 0) STRICT;
+  reserved_pusd INTEGER NOT NULL) STRICT;
 INSERT INTO ledger(one, spent_pusd, reserved_pusd) VALUES (1, 0, 0);
 CREATE TABLE price(
   id INTEGER PRIMARY KEY, model TEXT NOT NULL, tier TEXT NOT NULL, input INTEGER NOT NULL,

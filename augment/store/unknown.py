@@ -47,17 +47,18 @@ def list_unknown(db: sqlite3.Connection, *, abandoned: bool = False) -> list[Unk
         abandoned: nobody works on the store, so that calls in flight are lost too.
     """
     rows = db.execute(
-        "SELECT a.id, a.t_start, s.kind, a.lane, "
+        "SELECT a.id, a.t_start, ifnull(s.kind, a.lane), a.lane, "
         "coalesce(nullif(a.detail, ''), a.outcome, 'the process died'), "
-        "a.reserved_pusd, count(*), sum(r.state = ?), min(CASE WHEN c.pos = 0 THEN r.id END) "
-        "FROM attempt a JOIN call_item c ON c.attempt = a.id JOIN request r ON r.id = c.request "
-        f"JOIN spec s ON s.id = r.spec WHERE {_lost(abandoned=abandoned)} "
+        "a.reserved_pusd, count(r.id), ifnull(sum(r.state = ?), 0), "
+        "min(CASE WHEN c.pos = 0 THEN r.id END) FROM attempt a "
+        "LEFT JOIN call_item c ON c.attempt = a.id LEFT JOIN request r ON r.id = c.request "
+        f"LEFT JOIN spec s ON s.id = r.spec WHERE {_lost(abandoned=abandoned)} "
         "GROUP BY a.id ORDER BY a.id",
         (State.UNKNOWN,),
     ).fetchall()
     calls = []
     for attempt, sent, kind, lane, why, reserved, requests, held, first in rows:
-        wanters = _wanters(db, first)
+        wanters = [] if first is None else _wanters(db, first)
         calls.append(UnknownCall(attempt, sent, kind, lane, why, reserved, requests, held, wanters))
     return calls
 
@@ -71,7 +72,7 @@ def count_unknown(db: sqlite3.Connection, *, abandoned: bool = False) -> int:
 def _lost(*, abandoned: bool) -> str:
     where = f"a.state = {AttemptState.UNKNOWN:d}"
     if abandoned:
-        where += f" OR (a.state = {AttemptState.INTENT:d} AND a.lane = 'sync')"
+        where += f" OR (a.state = {AttemptState.INTENT:d} AND a.lane IN ('sync', 'probe'))"
     return f"({where})"
 
 

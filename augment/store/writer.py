@@ -41,7 +41,7 @@ class Writer:
         )
         self._connect, self._before_commit = connect, before_commit
         self.failure: BaseException | None = None
-        self.groups = 0
+        self._closed = False
         ready: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._run, args=(ready,), name="store-writer", daemon=True
@@ -59,7 +59,12 @@ class Writer:
 
         The future raises what the operation raised (which is then undone), or `StoreFullStop`
         once the store cannot be written any more. Cancelling it does not undo the operation.
+
+        Raises:
+            ValueError: it is closed.
         """
+        if self._closed:
+            raise ValueError("the store is closed; open it again for more changes.")
         future: Future[T] = Future()
         self._queue.put((operation, future))
         return future
@@ -70,6 +75,7 @@ class Writer:
 
     def close(self) -> None:
         """Commit what is queued, checkpoint and end the thread."""
+        self._closed = True
         self._queue.put(None)
         self._thread.join()
 
@@ -110,7 +116,6 @@ class Writer:
             self._before_commit()
             point("commit")
             db.execute("COMMIT")
-            self.groups += 1
         except (sqlite3.Error, OSError, StoreFullStop) as error:
             self._fail(db, error)
             outcomes = [(future, None, self.failure or error) for _, future in group]

@@ -46,8 +46,8 @@ def place():
 class Machine(RuleBasedStateMachine):
     """The store and the model, step by step.
 
-    `requests` is id -> (state, tries, rejects, unknowns), `attempts` is id -> what was sent and how it
-    ended, `results` is id -> the attempt that answered.
+    `requests` is id -> (state, tries, rejects, unknowns), `attempts` is id -> what was sent and
+    how it ended, `results` is id -> the attempt that answered.
     """
 
     def __init__(self):
@@ -270,9 +270,9 @@ class Machine(RuleBasedStateMachine):
             return
         if kind == "refused":
             request.state = State.QUARANTINED
-        elif kind == "lost" and request.unknowns >= POLICY.max_unknowns:
-            request.state = State.UNKNOWN
-        elif kind == "crashed" and request.tries >= POLICY.max_tries:
+        elif (kind == "lost" and request.unknowns >= POLICY.max_unknowns) or (
+            kind == "crashed" and request.tries >= POLICY.max_tries
+        ):
             request.state = State.UNKNOWN
         else:
             request.state = State.PLANNED
