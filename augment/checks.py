@@ -124,7 +124,8 @@ def _content(db: sqlite3.Connection) -> Iterator[Check]:
         "FROM attempt WHERE state = 0"
     ).fetchone()
     (unknown,) = db.execute("SELECT count(*) FROM attempt WHERE state = 3").fetchone()
-    yield Check("calls without an end", "ok", f"{intents:,}; the next run settles them")
+    settled = "; the next run settles them" if intents else ""
+    yield Check("calls without an end", "ok", f"{intents:,}{settled}")
     text = f"{in_parts:,}" + ("; see `python -m augment batch list`" if in_parts else "")
     yield Check("requests in batch files", "ok", text)
     text = f"{unknown:,}" + ("; see `python -m augment unknown list`" if unknown else "")
@@ -213,4 +214,7 @@ def _reach(url: str, key: str | None, name: str) -> Check:
         connection.close()
     if status in (401, 403):
         return Check("base_url", "fail", f"{url} answers, but refuses the key ({status})")
-    return Check("base_url", "ok" if status == 200 else "warn", f"{url} answers with {status}")
+    if status == 200:
+        return Check("base_url", "ok", f"{url} answers")
+    text = f"{url} is there, but answers {status} when asked for its models; try `run --limit 1`"
+    return Check("base_url", "warn", text)

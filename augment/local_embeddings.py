@@ -143,7 +143,8 @@ def minilm_encoder() -> TransformerText:
     try:
         encoder = minilm()
     except ConfigError as error:
-        raise ConfigError(f"MiniLM cannot be loaded: {error} {remedy}") from error
+        reason = str(error).partition(";")[0].rstrip(".")
+        raise ConfigError(f"MiniLM cannot be loaded: {reason}. {remedy}") from error
     found = str(encoder.info["model_sha256"])
     if found != MINILM_SHA256:
         raise ConfigError(

@@ -119,7 +119,7 @@ def _read_rows(path: Path) -> list[Price]:
         raise ConfigError(f"price file {str(path)!r} is not valid TOML: {error}.") from error
     rows = content.get("price")
     if not isinstance(rows, list):
-        raise ConfigError(f"price file {str(path)!r} has no list `price`; see prices.toml.")
+        raise ConfigError(f"price file {str(path)!r} has no list `price`; see augment/prices.toml.")
     try:
         return [_row(values) for values in rows]
     except ValueError as error:

@@ -88,9 +88,11 @@ def _show(made: Augmentation, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     for reason, n in made.manifest["counts"].get("edges_left_out", {}).items():
         console.print(f"edges left out: {n:,} {reason}", highlight=False)
-    console.print(
-        f"{made.edges.shape[1]:,} edges and {len(made.features)} fields written to {made.path}, "
-        f"content id {made.content_id[:12]}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    line = f"{written(made)}, content id {made.content_id[:12]}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def written(made: Augmentation) -> str:
+    """Return what was written where, as one line."""
+    fields = ", ".join(f.name for f in made.features) or "no field"
+    return f"{made.edges.shape[1]:,} edges and vectors of {fields} written to {made.path}"

@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> None:
     print(
         f"written to {path}; look over its words: {config.domain.items}, {config.domain.creators}"
     )
-    print(f"next: python -m augment estimate --config {path} --provider openai")
+    print(f"next: make pools/{name}/candidates.parquet, as the file says; then")
+    print(f"  python -m augment estimate --config {path} --provider openai")
 
 
 def _plural(word: str) -> str:

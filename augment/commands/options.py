@@ -31,8 +31,10 @@ _SHORT = {
 }
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Declare the config and its shortcuts."""
+def add_config_arguments(
+    parser: argparse.ArgumentParser, *, required: bool = True, out: str = "folder of the export"
+) -> None:
+    """Declare the config and its shortcuts; `out` says what `--out` is."""
     group = parser.add_argument_group("config")
     group.add_argument(
         "--config",
@@ -57,7 +59,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     group.add_argument("--tpm", type=float, metavar="N", help="tokens a minute")
     group.add_argument("--dataset", metavar="DIR", help="canonical data set folder")
     group.add_argument("--store", metavar="DIR", help="folder of the journal")
-    group.add_argument("--out", metavar="DIR", help="folder of the export")
+    group.add_argument("--out", metavar="DIR", help=out)
     group.add_argument("--pool", metavar="FILE", help='candidates.parquet, or "random"')
 
 

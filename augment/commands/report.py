@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    add_config_arguments(parser)
+    add_config_arguments(parser, out="folder of the report (STORE/report)")
     parser.add_argument(
         "--truth",
         action="append",
@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> None:
 
     found = measure(config.store, config, InteractionDataset.load(config.dataset), files)
     out = Path(args.out) if args.out else config.store / "report"
+    if args.out is None:
+        out.mkdir(mode=0o700, exist_ok=True)  # as private as the store it lies in
     written = write_report(found, out)  # first: who reads the tables may close the pipe early
     console = Console()
     show(found, console)

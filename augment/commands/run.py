@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import resource
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from augment.commands.export import written
 from augment.commands.options import (
     add_config_arguments,
     add_limit_argument,
@@ -33,6 +35,7 @@ from augment.commands.options import (
     wide_console,
 )
 from augment.specs import KINDS
+from llmrec_pl.errors import AugmentationError, ConfigError
 
 if TYPE_CHECKING:
     import argparse
@@ -74,8 +77,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the command."""
+    """Run the command.
+
+    Raises:
+        ConfigError: a share or a limit is out of range, or the place of the export is taken.
+    """
     config, only, limit = config_of(args), kinds_of(args.only), limit_of(args)
+    if not 0 <= args.max_reject_rate <= 1:
+        raise ConfigError(
+            f"`--max-reject-rate` is a share in [0, 1], got {args.max_reject_rate:g}; write 0.2."
+        )
     from llmrec_pl.data.dataset import InteractionDataset
 
     dataset = InteractionDataset.load(config.dataset)
@@ -87,6 +98,8 @@ def run(args: argparse.Namespace) -> None:
         show_estimate(estimate(config, dataset, only, limit=limit), console)
         return
     config = within_file_limit(config)
+    if not args.no_export:
+        _check_place(config)
     try:
         _ask(args, config, dataset, only)
     finally:
@@ -118,6 +131,39 @@ def _ask(
         )
         runner = Runner(config, dataset, store, options, clock=SystemClock(), watcher=bar)
         asyncio.run(runner.run())
+
+
+def _check_place(config: AugmentConfig) -> None:
+    """Refuse to replace what another store gave, before anything is asked.
+
+    Raises:
+        ConfigError: it lies where this run would export to.
+    """
+    from llmrec_pl.data.augmentation import MANIFEST
+
+    try:
+        theirs = json.loads((config.out / MANIFEST).read_text(encoding="utf-8"))["store"]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, LookupError, TypeError):
+        theirs = None
+    if theirs is None or theirs != _uuid_of(config.store):
+        raise ConfigError(
+            f"{str(config.out)!r} holds an augmentation that is not of store "
+            f"{str(config.store)!r}; choose another `--out`, or ask with `--no-export` and "
+            "replace it by `python -m augment export --overwrite`."
+        )
+
+
+def _uuid_of(store: Path) -> str | None:
+    from augment.store import open_readonly
+
+    try:
+        with contextlib.closing(open_readonly(store)) as db:
+            found = db.execute("SELECT v FROM meta WHERE k = 'store_uuid'").fetchone()
+    except AugmentationError:
+        return None
+    return None if found is None else str(found[0])
 
 
 def within_file_limit(config: AugmentConfig) -> AugmentConfig:
@@ -153,11 +199,14 @@ def _export(config: AugmentConfig, dataset: InteractionDataset, console: Console
     from augment.export import export
 
     made = export(config.store, config, dataset)
+    console.print(written(made), highlight=False, markup=False, soft_wrap=True)
+    if not (made.edges.size or made.features):
+        console.print("nothing to train on yet; see `done` above", style="yellow")
+        return
     trainer = Path("configs") / f"{dataset.name}.yaml"
     shown = trainer if trainer.is_file() else "FILE"
-    for line in (
-        f"{made.edges.shape[1]:,} edges and {len(made.features)} fields written to {config.out}",
+    line = (
         f"next: python -m llmrec_pl fit --config {shown} --data.root {config.dataset} "
-        f"--data.augmentation {config.out}",
-    ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        f"--data.augmentation {config.out}"
+    )
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -44,14 +44,14 @@ def run(args: argparse.Namespace) -> None:
     """Run the command.
 
     Raises:
-        ConfigError: `release` without saying which.
+        ConfigError: `release` without saying which, or an id that is no call of unknown outcome.
     """
     from augment.clock import SystemClock
     from augment.judge import Policy
     from augment.money import format_usd
     from augment.recover import recover
     from augment.store import Store
-    from augment.store.unknown import release, retry
+    from augment.store.unknown import list_unknown, release, retry
 
     folder = store_of(args)
     if args.action == "list":
@@ -62,6 +62,12 @@ def run(args: argparse.Namespace) -> None:
     chosen = None if args.all else args.id
     with Store(folder, network_ok=args.i_know) as store:
         recover(store, Policy(ambiguous="hold"), SystemClock().wall_ms())
+        there = store.do(lambda db: {call.attempt for call in list_unknown(db)})
+        if wrong := sorted(set(chosen or ()) - there):
+            raise ConfigError(
+                f"no call of unknown outcome has the id {wrong[0]}; "
+                f"`python -m augment unknown list {folder}` shows them."
+            )
         if args.action == "retry":
             n = store.do(lambda db: retry(db, chosen))
             print(f"{n:,} requests planned again; their reservations stay")

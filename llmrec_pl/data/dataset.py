@@ -280,7 +280,7 @@ def read_meta(root: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DatasetError(
             f"no data set at {str(root)!r} (`{META}` is missing). Make it with "
-            f"`python -m llmrec_pl prepare {root.name} --out {root}`."
+            f"`python -m llmrec_pl prepare DATASET --out {root}`; its --help lists them."
         )
     try:
         meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

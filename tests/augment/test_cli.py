@@ -126,6 +126,7 @@ def test_usage_errors_leave_with_2(capsys):
         (["cost", "nothing", "--by", "weather"], "cannot group by 'weather'"),
         (["budget", "set", "much", "nothing"], "'much'"),
         (["unknown", "release", "store"], "--all"),
+        (["run", "--config", "c.yaml", "--max-reject-rate", "7"], "is a share in [0, 1], got 7"),
     ],
 )
 def test_errors_are_one_line_with_a_remedy(place, capsys, arguments, said):
@@ -225,6 +226,34 @@ def test_a_second_process_is_turned_away_while_status_may_look(place, capsys):
         assert "in use by process" in capsys.readouterr().err
         assert call("status", "store") == 0
         assert "in use by process" in capsys.readouterr().out
+
+
+def test_a_run_leaves_the_export_of_another_store_alone(place, capsys):
+    assert call("run", "--config", "c.yaml", "--limit", "3") == 0
+    before = (place / "out" / "manifest.json").read_bytes()
+    assert call("run", "--config", "c.yaml", "--limit", "4", "--store", "other") == 1
+    assert "is not of store 'other'; choose another `--out`" in capsys.readouterr().err
+    assert not (place / "other").exists(), "before anything is asked"
+    assert (place / "out" / "manifest.json").read_bytes() == before
+    assert call("run", "--config", "c.yaml", "--limit", "4", "--store", "other", "--no-export") == 0
+    assert call("export", "--config", "c.yaml", "--store", "other", "--overwrite") == 0
+    assert "4 edges and vectors of " in capsys.readouterr().out
+
+
+def test_nothing_to_train_on_is_said(place, capsys):
+    with FaultServer([{"do": "ok", "content": "I like them all."}]) as server:
+        free = ["--set", "provider.free=true", "--no-cap"]
+        assert ask(server, "--limit", "2", *free) == 0
+    said = capsys.readouterr().out
+    assert "0 edges and vectors of no field written to out" in said
+    assert "nothing to train on yet" in said
+    assert "llmrec_pl fit" not in said
+
+
+def test_only_a_call_of_unknown_outcome_can_be_released(place, capsys):
+    assert call("run", "--config", "c.yaml", "--no-export") == 0
+    assert call("unknown", "release", "store", "--id", "17") == 1
+    assert "has the id 17; `python -m augment unknown list store`" in capsys.readouterr().err
 
 
 def test_init_writes_a_config_that_runs(place, capsys):
