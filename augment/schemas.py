@@ -127,7 +127,9 @@ def json_schema(spec: TaskSpec) -> dict[str, Any]:
     name = {"type": "string", "maxLength": MAX_NAME}
     short = {**name, "type": ["string", "null"]}
     if spec.kind == "attributes":
-        record = _object({"id": name, **dict.fromkeys(spec.settings["fields"], short)})
+        # A small model copies the placeholder of an id; a single item needs none.
+        head = {"id": name} if spec.items_per_call > 1 else {}
+        record = _object({**head, **dict.fromkeys(spec.settings["fields"], short)})
         return _object(
             {"items": {"type": "array", "items": record, "maxItems": spec.items_per_call}}
         )
@@ -171,7 +173,8 @@ def form_in_words(spec: TaskSpec) -> str:
         return '{"most_liked": <number>, "least_liked": <another number>}'
     fields: Sequence[str] = spec.settings["fields"]
     if spec.kind == "attributes":
-        shown = ", ".join(f'"{name}": "<{name}>"' for name in fields)
-        return f'{{"items": [{{"id": "<id>", {shown}}}]}}'
+        names = ["id", *fields] if spec.items_per_call > 1 else fields
+        shown = ", ".join(f'"{name}": "<{name}>"' for name in names)
+        return f'{{"items": [{{{shown}}}]}}'
     special = {"age": "<number, or a band such as 25-34>", "gender": "<male, female or other>"}
     return json.dumps({n: special.get(n, ["<name>"] if is_list(n) else f"<{n}>") for n in fields})

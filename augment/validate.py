@@ -257,6 +257,8 @@ def _records(spec: TaskSpec, text: str, ids: list[str]) -> list[Any]:
         content = parse_json(text)
         if isinstance(content, dict) and set(content) == {"items"}:
             content = content["items"]
+            if spec.items_per_call == 1 and isinstance(content, list):
+                content = [{"id": ids[0], **r} if isinstance(r, dict) else r for r in content]
         else:
             content = None
     else:

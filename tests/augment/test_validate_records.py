@@ -4,7 +4,19 @@ import json
 
 import pytest
 
-from tests.augment.replies import FIELDS, NEW, OLD, PROFILE, RECORD, judged
+from augment.schemas import json_schema
+from augment.validate import validate
+from tests.augment.replies import (
+    BODY,
+    FIELDS,
+    NEW,
+    OLD,
+    PROFILE,
+    RECORD,
+    judged,
+    reply,
+    spec_of,
+)
 
 # Profiles --------------------------------------------------------------------------------------
 
@@ -198,6 +210,27 @@ def test_one_item_needs_no_list_in_the_older_set():
     ):
         assert judged("attributes", content, OLD, alone).value == {"7": RECORD}, content
     assert judged("attributes", json.dumps(item("8")), OLD, alone).code == "missing_id"
+
+
+@pytest.mark.parametrize(
+    ("records", "code"),
+    [
+        ([RECORD], "accepted"),
+        ([item("7")], "accepted"),
+        ([item("8")], "missing_id"),
+        ([RECORD, RECORD], "doubled_id"),
+        ([], "missing_id"),
+        (["Ridley Scott"], "missing_id"),
+    ],
+)
+def test_one_item_needs_no_id(records, code):
+    spec = spec_of("attributes", items_per_call=1)
+    assert "id" not in json_schema(spec)["properties"]["items"]["items"]["properties"]
+    assert "id" in json_schema(spec_of("attributes"))["properties"]["items"]["items"]["properties"]
+    alone = {"ids": ["7"], "items": [3], "lines": ["line 7"]}
+    verdict = validate(spec, reply(items(*records)), {**BODY, **spec.params}, alone)
+    assert verdict.code == code
+    assert verdict.value == ({"7": RECORD} if code == "accepted" else None)
 
 
 def test_unknown_facts_are_null_or_refused():
