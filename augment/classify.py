@@ -85,6 +85,11 @@ class Classified:
     code: str
     message: str
 
+    @property
+    def sentence(self) -> str:
+        """The message with a full stop, so that a remedy may follow."""
+        return self.message if self.message.endswith((".", "!", "?")) else f"{self.message}."
+
 
 def classify(reply: Reply) -> Classified:
     """Return what a reply means."""

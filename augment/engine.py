@@ -361,10 +361,13 @@ class Engine:
     def _stop_reasons(self, settlement: Settlement, classified: Classified) -> None:
         reason: AugmentStop | None = None
         if classified.outcome == Outcome.quota:
-            reason = QuotaStop(f"the account has no credit left: {classified.message}")
+            reason = QuotaStop(
+                f"the account has no credit left: {classified.sentence} Top it up, then run the "
+                "same command again; nothing is lost."
+            )
         elif classified.outcome == Outcome.auth:
             reason = AuthStop(
-                f"the provider refused the call: {classified.message} Check the key's "
+                f"the provider refused the call: {classified.sentence} Check the key's "
                 "environment variable, the model's name and `base_urls`."
             )
         elif any(kind == "usage_over_bound" for kind, _ in settlement.anomalies):

@@ -174,7 +174,7 @@ async def probe_structured(
             return mode
         if found.outcome not in (Outcome.ok, Outcome.refused_input, Outcome.refused):
             raise _stop(found)
-        refusal = found.message
+        refusal = found.sentence
     raise AuthStop(
         f"the server does not even accept a plain question to model {model!r}: {refusal} Check "
         "the model's name and whether it takes `max_tokens`."
@@ -221,18 +221,21 @@ def _obeys(mode: Mode, reply: Reply) -> bool:
 
 def _stop(found: Classified) -> AugmentStop:
     if found.outcome == Outcome.quota:
-        return QuotaStop(f"the account has no credit left: {found.message}")
+        return QuotaStop(
+            f"the account has no credit left: {found.sentence} Top it up, then run the same "
+            "command again."
+        )
     if found.outcome in (Outcome.rate_limited, Outcome.server):
         return RateLimitStop(
-            f"the server stays too busy to be asked what it can do: {found.message} Try later, or "
+            f"the server stays too busy to be asked what it can do: {found.sentence} Try later, or "
             "say `provider.structured=json_schema`."
         )
     if found.outcome == Outcome.auth:
         return AuthStop(
-            f"the provider refused the call: {found.message} Check the key's environment "
+            f"the provider refused the call: {found.sentence} Check the key's environment "
             "variable, the model's name and `base_urls`."
         )
-    return AuthStop(f"the server cannot be asked: {found.message} Check `base_urls`.")
+    return AuthStop(f"the server cannot be asked: {found.sentence} Check `base_urls`.")
 
 
 def _forget(_body: bytes) -> None:

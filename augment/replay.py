@@ -252,7 +252,11 @@ class Replay:
 def _config(
     cassette: Cassette, path: Path, dataset: Path | None, pool: Path | None
 ) -> AugmentConfig:
-    """Return the config of the original, without cost, rates and addresses."""
+    """Return the config of the original, without cost, rates and addresses.
+
+    Raises:
+        ConfigError: the pool is not there.
+    """
     values = cassette.header["config"]
     values["provider"] |= {"free": True, "rpm": None, "tpm": None}
     values["max_usd"] = None
@@ -261,6 +265,11 @@ def _config(
     pairs = values["tasks"]["pairs"]
     if pairs is not None and pairs["pool"] != RANDOM:
         pairs["pool"] = str(pool or pools_of(path) / POOL_FILES[0])
+        if not Path(pairs["pool"]).is_file():
+            raise ConfigError(
+                f"the cassette's candidate pool is not at {pairs['pool']!r}; copy the folder "
+                f"{pools_of(path).name!r} with the cassette, or say `--pool FILE`."
+            )
     return AugmentConfig.model_validate(values)
 
 

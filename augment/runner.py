@@ -225,8 +225,8 @@ class Runner:
         except asyncio.CancelledError:
             left = recover(self.store, self.options.policy, self.clock.wall_ms())
             raise Interrupted(
-                f"stopped at once; {left.unknown} calls in flight may have been answered, see "
-                "`python -m augment unknown list`."
+                f"interrupted; {left.unknown} calls in flight may have been answered, see "
+                "`python -m augment unknown list`. The same command goes on."
             ) from None
         finally:
             self._engine = None
@@ -351,7 +351,10 @@ class Runner:
             raise KeyboardInterrupt
         self._signals += 1
         if self._signals == 1:
-            self._engine.stop(Interrupted("stopped; calls in flight were awaited and are kept."))
+            said = (
+                "interrupted; calls in flight were awaited and are kept. The same command goes on."
+            )
+            self._engine.stop(Interrupted(said))
             self.watcher.stopping(_GRACE)
             asyncio.get_running_loop().call_later(_GRACE, self._cancel, self._running)
         else:

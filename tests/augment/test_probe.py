@@ -89,7 +89,7 @@ def test_a_200_without_an_answer_is_no_consent(name):
         ("unauthorized", AuthStop, "environment variable"),
         ("no_model", AuthStop, "does not exist"),
         ("redirect", AuthStop, "not followed"),
-        ("quota", QuotaStop, "no credit"),
+        ("quota", QuotaStop, "no credit left: .* quota. Top it up"),
     ],
 )
 def test_a_refusal_stops_at_the_first_post(step, stop, message):

@@ -164,6 +164,8 @@ def test_pools_beside_the_cassette_are_found_wherever_it_lies(tmp_path):
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     shutil.move(tmp_path / "c.jsonl.gz", moved / "renamed.jsonl.gz")
+    with pytest.raises(ConfigError, match=r"copy the folder 'renamed.jsonl.gz.pools'"):
+        Replay(moved / "renamed.jsonl.gz", dataset=config.dataset)
     shutil.move(tmp_path / "c.jsonl.gz.pools", moved / "renamed.jsonl.gz.pools")
     shutil.rmtree(pool.parent)
     shutil.rmtree(config.store)

@@ -44,7 +44,7 @@ def test_the_first_signal_sends_nothing_more_and_awaits_what_is_in_flight(tmp_pa
         process.send_signal(number)
         status, said = command.end(process)
         assert (status, len(server.posts)) == (130, 4)
-        assert "stopped; calls in flight were awaited" in said
+        assert "stopped: interrupted; calls in flight were awaited" in said
         assert attempts(command.store) == {"OK": 4}
         assert not command.out.exists()
         assert read_status(command.store).runs[0]["exit"] == 130
