@@ -151,6 +151,8 @@ class Runner:
         try:
             with self._signal_handlers():
                 for kind in self.kinds:
+                    self._answerer(kind)  # what the last task lacks is said before the first
+                for kind in self.kinds:
                     await self._task(kind, prices[kind], run)
             status = 0
         except AugmentStop as stop:

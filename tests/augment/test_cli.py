@@ -16,6 +16,7 @@ from augment.cli import COMMANDS, main
 from augment.config import load_config
 from augment.status import read_status
 from augment.store import Store, open_readonly
+from llmrec_pl.errors import ConfigError
 from tests.augment.fault_server import FaultServer
 from tests.augment.films import write_films
 
@@ -248,6 +249,19 @@ def test_nothing_to_train_on_is_said(place, capsys):
     assert "0 edges and vectors of no field written to out" in said
     assert "nothing to train on yet" in said
     assert "llmrec_pl fit" not in said
+
+
+def test_a_missing_encoder_is_said_before_anything_is_sent(place, capsys, monkeypatch):
+    def missing():
+        raise ConfigError("the weights are not installed; choose another `--encoder`.")
+
+    monkeypatch.setattr("llmrec_pl.data.encoders.text.minilm", missing)
+    with FaultServer() as server:
+        assert ask(server, "--max-usd", "1", "--embed-model", "minilm") == 1
+        assert not server.posts
+    error = capsys.readouterr().err
+    assert "the weights are not installed. Install it with" in error
+    assert "`--embed-model hashing-256`" in error
 
 
 def test_only_a_call_of_unknown_outcome_can_be_released(place, capsys):
