@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from augment import batch_wait
 from augment.batch_files import AnswerLine, parse_answer
 from augment.cli import parser_of, run_command
 from augment.errors import AuthStop
@@ -179,7 +180,10 @@ def test_nor_is_one_that_waits_for_the_queue(job, tmp_path, account):
 
 
 @pytest.mark.parametrize("action", [["submit"], ["poll", "--wait"]])
-def test_a_part_that_cannot_be_submitted_does_not_keep_the_others(job, tmp_path, action):
+def test_a_part_that_cannot_be_submitted_does_not_keep_the_others(
+    job, tmp_path, action, monkeypatch
+):
+    monkeypatch.setattr(batch_wait, "PAUSES", (0.1, 1.0))
     job.build("--max-lines", "6")
     lines = [json.dumps(answered(n, asked)) for n, asked in enumerate(job.asked(job.files[0]))]
     job.batch("ingest", answer_file(tmp_path / "some.jsonl", lines[:2]))
