@@ -191,7 +191,7 @@ class Limits:
             return f"rate limit {math.ceil(self.gate.left)} s"
         if self.breaker.open_until is not None:
             left = math.ceil(self.breaker.left)
-            return f"breaker open {left} s" if left else "breaker open, one call probes"
+            return f"server fails, next try in {left} s" if left else "server fails, one call tries"
         return ""
 
 

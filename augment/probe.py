@@ -170,11 +170,16 @@ async def probe_structured(
     for mode in MODES:
         call = Call("chat.completions", _body(model, mode), ())
         reply, found = await _ask(answerer, call, clock, journal or _forget)
-        if found.outcome == Outcome.ok and (mode == "none" or _obeys(mode, reply)):
+        if found.outcome == Outcome.ok and _obeys(mode, reply):
             return mode
         if found.outcome not in (Outcome.ok, Outcome.refused_input, Outcome.refused):
             raise _stop(found)
         refusal = found.sentence
+    if found.outcome == Outcome.ok:
+        raise AuthStop(
+            "what answers is no chat server: its reply holds no choice. Check `base_urls`; an "
+            "OpenAI-compatible address usually ends in `/v1`."
+        )
     raise AuthStop(
         f"the server does not even accept a plain question to model {model!r}: {refusal} Check "
         "the model's name and whether it takes `max_tokens`."
@@ -209,9 +214,10 @@ def _obeys(mode: Mode, reply: Reply) -> bool:
     """Tell whether the answer has the form asked for; one that was cut has the benefit of doubt."""
     try:
         choice = json.loads(reply.body or b"")["choices"][0]
-        if choice.get("finish_reason") == "length":
+        content = choice["message"]["content"]
+        if mode == "none" or choice.get("finish_reason") == "length":
             return True
-        answer = json.loads(choice["message"]["content"])
+        answer = json.loads(content)
     except (ValueError, LookupError, TypeError, AttributeError):
         return False
     if mode == "json_object":

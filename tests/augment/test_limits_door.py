@@ -28,8 +28,8 @@ def test_what_it_waits_for_is_said():
     assert clock.run(main()) == [
         "",
         "rate limit 12 s",
-        "breaker open 30 s",
-        "breaker open, one call probes",
+        "server fails, next try in 30 s",
+        "server fails, one call tries",
     ]
 
 

@@ -83,6 +83,12 @@ def test_a_200_without_an_answer_is_no_consent(name):
         assert probe(server)[0] == "none"
 
 
+def test_a_page_of_a_proxy_is_no_chat_server():
+    with FaultServer(["html_200"]) as server, pytest.raises(AuthStop, match="no chat server"):
+        probe(server)
+    assert len(server.posts) == 3
+
+
 @pytest.mark.parametrize(
     ("step", "stop", "message"),
     [
