@@ -20,8 +20,8 @@ from augment.faults import point
 from augment.judge import Policy, call_bound, judge_failure, judge_reply
 from augment.meter import Meter
 from augment.store import AttemptState, State, reserve
-from augment.store.claims import Claimed, claim
-from augment.wire import TEXT_TOKENS_PER_CALL, Call
+from augment.store.claims import Claimed, claim, take
+from augment.wire import Call
 
 if TYPE_CHECKING:
     import sqlite3
@@ -87,6 +87,7 @@ class Engine:
         self._window: deque[Claimed] = deque()
         self._forced: deque[list[Claimed]] = deque()
         self._later: list[tuple[float, int, list[Claimed]]] = []
+        self._per_call = spec.texts_per_call if spec.kind == "embed" else 1
         self._cursors = {False: 0, True: 0}  # True: of requests that come last
         self._exhausted, self._flying, self._ticket = False, 0, 0
         self._news, self._claiming = asyncio.Event(), asyncio.Lock()
@@ -174,22 +175,13 @@ class Engine:
             return heapq.heappop(self._later)[2]
         if not self._window:
             return None
-        items = [self._window.popleft()]
-        if self.spec.kind == "embed":
-            tokens = items[0].bound_in
-            while self._window and len(items) < self.spec.texts_per_call:
-                tokens += self._window[0].bound_in
-                if tokens > TEXT_TOKENS_PER_CALL:
-                    break
-                items.append(self._window.popleft())
-        return items
+        return take(self._window, self._per_call)
 
     async def _refill(self) -> None:
         async with self._claiming:
             if self._window or self._exhausted:
                 return
-            per_call = self.spec.texts_per_call if self.spec.kind == "embed" else 1
-            limit = max(4 * self.concurrency, 2 * per_call)
+            limit = max(4 * self.concurrency, 2 * self._per_call)
             rows = await self._done(self.store.put(partial(self._claim, limit=limit)))
             point("claimed")
             self._window.extend(rows)

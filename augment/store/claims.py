@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from augment.specs import TaskSpec
 from augment.store.states import State
+from augment.wire import TEXT_TOKENS_PER_CALL
 from llmrec_pl.errors import ConfigError
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections import deque
     from collections.abc import Set
 
 _COLUMNS = (
@@ -88,6 +90,23 @@ def claim(
         (spec, after, int(last), limit),
     )
     return [Claimed(*row) for row in rows]
+
+
+def take(window: deque[Claimed], most: int) -> list[Claimed]:
+    """Take the requests of the next call: one, or as many texts as one call may hold.
+
+    Args:
+        window: claimed requests, at least one.
+        most: requests in one call.
+    """
+    items = [window.popleft()]
+    tokens = items[0].bound_in
+    while window and len(items) < most:
+        tokens += window[0].bound_in
+        if tokens > TEXT_TOKENS_PER_CALL:
+            break
+        items.append(window.popleft())
+    return items
 
 
 def requests_of(db: sqlite3.Connection, attempt: int) -> list[Claimed]:

@@ -1,11 +1,14 @@
 """A store with a planned task, filled without any server."""
 
 import pytest
+import yaml
 from answered import config_of, simulated
+from cli_calls import KEY
 from store_rows import row_of, spec_of
 
 from augment.store import Store, add_spec, plan
 from llmrec_pl.data.dataset import InteractionDataset
+from tests.augment.films import write_films
 
 
 @pytest.fixture
@@ -33,3 +36,20 @@ def data(tmp_path_factory):
 def config(tmp_path, data):
     """A config for them."""
     return config_of(tmp_path, data.root)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty working directory with a data set `films` and a config for it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    write_films(tmp_path / "films")
+    config = {
+        "dataset": "films",
+        "store": "store",
+        "out": "out",
+        "provider": {"name": "heuristic", "embed_model": "hashing-256", "concurrency": 4},
+        "tasks": {"pairs": {"pool": "random", "n_candidates": 5}},
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return tmp_path
