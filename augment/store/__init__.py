@@ -25,9 +25,11 @@ from augment.store.changes import (
     anomaly,
     pack,
     pack_body,
+    pack_text,
     plan,
     price_id,
     reserve,
+    sent_json,
     settle,
     take_over,
 )
@@ -57,9 +59,11 @@ __all__ = [
     "open_readonly",
     "pack",
     "pack_body",
+    "pack_text",
     "plan",
     "price_id",
     "reserve",
+    "sent_json",
     "settle",
     "take_over",
 ]

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from augment.money import Price, Usage
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
 def pack(value: object) -> bytes:
     """Compress the canonical JSON of a value."""
     return pack_text(canonical_json(value))
@@ -36,7 +39,12 @@ def pack_body(body: Mapping[str, Any]) -> bytes:
 
     Servers write an answer's fields in the order of the schema's properties.
     """
-    return pack_text(json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
+    return pack_text(sent_json(body))
+
+
+def sent_json(value: object) -> str:
+    """Return JSON in the order of its parts."""
+    return _encode(value)
 
 
 def pack_text(text: str) -> bytes:

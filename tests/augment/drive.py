@@ -24,11 +24,12 @@ from augment.faults import point
 from augment.judge import Policy
 from augment.limits import Limits
 from augment.meter import Meter
-from augment.money import bound_input, bound_output, load_prices
+from augment.money import load_prices
+from augment.plan_rows import plan_row
 from augment.recover import recover
 from augment.schemas import response_format
-from augment.specs import TaskSpec, request_key
-from augment.store import PlanRow, Store, add_spec, pack, plan, price_id
+from augment.specs import TaskSpec, Wanted
+from augment.store import Store, add_spec, plan, price_id
 from augment.store.claims import count_open
 
 BLOCK = 5_000
@@ -50,34 +51,27 @@ def plain_spec(kind="pairs", **other):
     return TaskSpec(**{**values, **other})
 
 
-def plain_row(spec, number, text=None):
+def plain_row(spec, number, text=None, form=None):
     if spec.kind == "embed":
         body = {"model": spec.model, "input": text or f"text {number}", "encoding_format": "base64"}
-        context = None
-    else:
-        body = {
-            "model": spec.model,
-            "messages": [{"role": "user", "content": text or f"ask {number}"}],
-            "response_format": response_format(spec),
-            **spec.params,
-        }
-        context = {"shown": list(range(10)), "ids": [str(i) for i in range(10)], "history": []}
-    return PlanRow(
-        entity=number,
-        field=0,
-        key=request_key(spec.provider, spec.endpoint, body),
-        body=pack(body),
-        context=None if context is None else pack(context),
-        bound_in=bound_input(body),
-        bound_out=bound_output(body) or 0,
-    )
+        return plan_row(spec, Wanted(number, 0, body))
+    body = {
+        "model": spec.model,
+        "messages": [{"role": "user", "content": text or f"ask {number}"}],
+        "response_format": form or response_format(spec),
+        **spec.params,
+    }
+    context = {"shown": list(range(10)), "ids": [str(i) for i in range(10)], "history": []}
+    return plan_row(spec, Wanted(number, 0, body, context))
 
 
 def plan_all(store, spec, n):
     spec_id, planned = store.do(lambda db: add_spec(db, spec, 0))
     if not planned:
+        form = None if spec.kind == "embed" else response_format(spec)
         for start in range(0, n, BLOCK):
-            rows = [plain_row(spec, i) for i in range(start, min(n, start + BLOCK))]
+            some = range(start, min(n, start + BLOCK))
+            rows = [plain_row(spec, i, form=form) for i in some]
             store.do(lambda db, rows=rows: plan(db, spec_id, rows))
             point("planned")
         store.do(lambda db: db.execute("UPDATE spec SET planned = 1").rowcount)
