@@ -1,7 +1,8 @@
 """Bipartite graphs, their normalisations, and sparse propagation: the only torch.sparse call site.
 
 Graphs are kept as dense buffers (pointers, indices, weights): a sparse tensor as a buffer aborts
-distributed training. The sparse matrix is made for each product, which copies nothing.
+distributed training. The sparse matrix is made for each product, which copies nothing. Where the
+weights of edges are learned, the product is an embedding bag, which has gradients for both sides.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import scipy.sparse as sp
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmrec_pl.errors import ConfigError
@@ -144,3 +146,93 @@ class BipartiteGraph(nn.Module):
             The new user and item features, of the same shapes.
         """
         return self.to_user(item), self.to_item(user)
+
+
+def weighted_sum(
+    columns: Tensor, weight: Tensor, x: Tensor, offsets: Tensor | None = None
+) -> Tensor:
+    """Sum weighted rows of node features, with gradients for the weights and the features.
+
+    The sparse product for learned weights; needs no memory beyond its inputs and output. Runs
+    in float32 outside autocast (float64 if `x` is).
+
+    Args:
+        columns: rows of `x` that are summed, ``[n_out, k]``, or ``[n_entries]`` with `offsets`.
+        weight: one weight an entry, the shape of `columns`.
+        x: ``[n_in, d]``.
+        offsets: where each output's entries begin, ``[n_out]``; an output may have none.
+
+    Returns:
+        ``[n_out, d]``.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return F.embedding_bag(
+            columns, x.to(dtype), offsets, mode="sum", per_sample_weights=weight.to(dtype)
+        )
+
+
+def segment_softmax(score: Tensor, segment: Tensor, n_segments: int) -> Tensor:
+    """Normalise the scores of each segment to sum to one.
+
+    Args:
+        score: ``[n_edges]``.
+        segment: segment of each score, int64 ``[n_edges]``.
+        n_segments: their number; empty ones are allowed.
+    """
+    highest = score.new_full((n_segments,), -torch.inf)
+    highest = highest.scatter_reduce(0, segment, score.detach(), "amax")
+    exponent = (score - highest[segment]).exp()
+    total = exponent.new_zeros(n_segments).index_add(0, segment, exponent)
+    return exponent / total[segment]
+
+
+class WeightedBipartiteGraph(nn.Module):
+    """A user-item graph whose edge weights are given, with gradient, at each propagation.
+
+    Edges are sorted by user, then item; every weight ``[n_edges]`` is in that order.
+
+    Attributes:
+        edge_user: user of each edge, int64 ``[n_edges]``.
+        edge_item: item of each edge, int64 ``[n_edges]``.
+
+    Args:
+        edges: distinct (user, item) pairs ``[2, n_edges]``.
+        n_users: number of users.
+        n_items: number of items.
+    """
+
+    edge_user: Tensor
+    edge_item: Tensor
+    by_item: Tensor
+    user_offsets: Tensor
+    item_offsets: Tensor
+
+    def __init__(self, edges: NDArray[np.int64], n_users: int, n_items: int) -> None:
+        super().__init__()
+        self.n_users, self.n_items = n_users, n_items
+        user, item = edges[:, np.lexsort((edges[1], edges[0]))]
+        buffers = {
+            "edge_user": user,
+            "edge_item": item,
+            "by_item": np.argsort(item, kind="stable"),
+            "user_offsets": _offsets(user, n_users),
+            "item_offsets": _offsets(item, n_items),
+        }
+        for name, array in buffers.items():
+            self.register_buffer(name, torch.from_numpy(array), persistent=False)
+
+    def to_user(self, item: Tensor, weight: Tensor) -> Tensor:
+        """Sum item features ``[n_items, d]`` into users ``[n_users, d]``."""
+        return weighted_sum(self.edge_item, weight, item, self.user_offsets)
+
+    def to_item(self, user: Tensor, weight: Tensor) -> Tensor:
+        """Sum user features ``[n_users, d]`` into items ``[n_items, d]``."""
+        order = self.by_item
+        return weighted_sum(self.edge_user[order], weight[order], user, self.item_offsets)
+
+
+def _offsets(row: NDArray[np.int64], n_rows: int) -> NDArray[np.int64]:
+    """Return where each row's entries begin among the sorted ones, ``[n_rows]``."""
+    count = np.bincount(row, minlength=n_rows)
+    return np.concatenate([[0], np.cumsum(count)[:-1]]).astype(np.int64)

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 
 from llmrec_pl.errors import ConfigError
-from llmrec_pl.graph import BipartiteGraph, SparseOperator, normalise
+from llmrec_pl.graph import (
+    BipartiteGraph,
+    SparseOperator,
+    WeightedBipartiteGraph,
+    normalise,
+    segment_softmax,
+    weighted_sum,
+)
 
 
 def naive(dense, norm):
@@ -85,3 +92,62 @@ def test_propagate_is_one_layer_of_the_joint_graph():
     expected = torch.from_numpy(naive(joint, "symmetric")) @ torch.cat([user, item])
     found = torch.cat(graph.propagate(user, item))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(adjacency(), st.integers(0, 2**16))
+def test_learned_weights_give_dense_products_and_gradients_both_ways(dense, seed):
+    random = np.random.default_rng(seed)
+    edges = np.stack(np.nonzero(dense))
+    shuffled = edges[:, random.permutation(edges.shape[1])]
+    graph = WeightedBipartiteGraph(shuffled, *dense.shape)
+    assert torch.equal(torch.stack([graph.edge_user, graph.edge_item]), torch.from_numpy(edges))
+    weight = torch.from_numpy(random.normal(size=edges.shape[1])).requires_grad_()
+    user = torch.from_numpy(random.normal(size=(dense.shape[0], 3))).requires_grad_()
+    item = torch.from_numpy(random.normal(size=(dense.shape[1], 3))).requires_grad_()
+    matrix = torch.zeros(dense.shape, dtype=torch.float64).index_put(
+        tuple(torch.from_numpy(edges)), weight
+    )
+    found = graph.to_user(item, weight), graph.to_item(user, weight)
+    expected = matrix @ item, matrix.T @ user
+    inputs = (weight, user, item)
+    cost = sum(x.square().sum() for x in found), sum(x.square().sum() for x in expected)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(*(torch.autograd.grad(c, inputs) for c in cost), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_neighbour_sums_take_a_rectangle_of_columns():
+    columns = torch.tensor([[0, 2], [1, 1], [2, 0]])
+    weight = torch.tensor([[1.0, 2.0], [0.5, 0.5], [0.0, -1.0]])
+    x = torch.arange(6.0).reshape(3, 2)
+    expected = torch.stack([x[0] + 2 * x[2], x[1], -x[0]])
+    torch.testing.assert_close(weighted_sum(columns, weight, x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weighted_sums_stay_in_full_precision_under_autocast(dtype):
+    columns, weight = torch.tensor([[0, 1]]), torch.tensor([[1.0, 1.0]], requires_grad=True)
+    x = torch.tensor([[1.0], [1e-3]], requires_grad=True)
+    with torch.autocast("cpu", dtype=dtype):
+        total = weighted_sum(columns, weight, x)
+    assert total.dtype == torch.float32
+    assert float(total.detach()) == pytest.approx(1.001, abs=1e-7)
+    total.sum().backward()
+    assert weight.grad.dtype == x.grad.dtype == torch.float32
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(-300, 300)), min_size=1, max_size=20))
+def test_segment_softmax_equals_a_softmax_of_each_segment(pairs):
+    segment = torch.tensor([s for s, _ in pairs])
+    score = torch.tensor([x for _, x in pairs], dtype=torch.float64, requires_grad=True)
+    found = segment_softmax(score, segment, 5)
+    expected = torch.zeros_like(score)
+    for s in range(5):
+        inside = segment == s
+        expected = expected.masked_scatter(inside, score[inside].softmax(0))
+    torch.testing.assert_close(found, expected)
+    mark = torch.arange(len(pairs), dtype=torch.float64)
+    gradients = [torch.autograd.grad((x * mark).sum(), score)[0] for x in (found, expected)]
+    torch.testing.assert_close(*gradients)

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from llmrec_pl.data.features import Feature
+from llmrec_pl.data.features import Feature, FeatureStore
+from llmrec_pl.errors import ConfigError
 
 MaskToken = Literal["learned", "mean"]
 
@@ -59,6 +60,26 @@ class FeatureTable(nn.Module):
     def known(self, nodes: Tensor) -> Tensor:
         """Return those of some nodes ``[m]`` whose feature is known."""
         return nodes if self.index is None else nodes[self.index[nodes] >= 0]
+
+
+def item_modalities(features: FeatureStore, model: str) -> list[Feature]:
+    """Return the modalities of items, of any number and names, in a fixed order.
+
+    Args:
+        features: all features in use.
+        model: name of the model, for the message.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = features.group("modality", side="item")
+    if not found:
+        raise ConfigError(
+            f"{model} needs at least one item modality (text, image, ...), the data set in use has "
+            f"the features {sorted(features)}; make one with `python -m llmrec_pl features`, or "
+            "drop it from `data.exclude_features`."
+        )
+    return found
 
 
 def draw_mask(n_nodes: int, rate: float, device: torch.device) -> Tensor:
