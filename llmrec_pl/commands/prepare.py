@@ -10,6 +10,7 @@ Data sets:
   simulated      made-up films and viewers with clear tastes; needs no network
   released       the data folder of the LLMRec authors (train.json, ...); needs --source
   recbole        RecBole atomic files (<name>.inter, ...); needs --source
+  mmrec          MMRec data with features (<name>.inter, <modality>_feat.npy); needs --source
   table          any CSV, TSV or parquet file with named columns; needs --source
 
 Filters run in this order: repeated (user, item) pairs are merged, --min-rating, --require-text,
@@ -22,6 +23,7 @@ Examples:
   python -m llmrec_pl prepare ml-100k
   python -m llmrec_pl prepare ml-1m --source ~/ml-1m.zip --k-core 5 --split leave-last-out
   python -m llmrec_pl prepare released --source netflix/ --name netflix --out data/netflix
+  python -m llmrec_pl prepare mmrec --source baby/ --name baby
   python -m llmrec_pl prepare table --source plays.csv --user-column listener --item-column song
 """
 
@@ -50,7 +52,7 @@ MOVIELENS = (
     "ml-latest",
     "ml-latest-small",
 )
-OTHERS = ("simulated", "released", "recbole", "table")
+OTHERS = ("simulated", "released", "recbole", "mmrec", "table")
 TABLE_OPTIONS = ("user_column", "item_column", "rating_column", "timestamp_column", "split_column")
 
 

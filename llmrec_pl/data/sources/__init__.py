@@ -20,6 +20,7 @@ READERS = {
     "movielens": "read_movielens",
     "released": "read_released",
     "recbole": "read_recbole",
+    "mmrec": "read_mmrec",
     "table": "read_table",
     "simulated": "simulate",
 }
@@ -61,7 +62,7 @@ def detect(path: Path) -> str:
     if "train.json" in names:
         return "released"
     if any(name.endswith(".inter") for name in names):
-        return "recbole"
+        return "mmrec" if any(name.endswith("_feat.npy") for name in names) else "recbole"
     raise DatasetError(
         f"the files of {str(path)!r} fit no known format: {sorted(names)[:20]}. Name the data "
         "set's own folder, or convert it to one CSV and use `prepare table`."

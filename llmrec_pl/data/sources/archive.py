@@ -7,11 +7,18 @@ cannot write anywhere.
 from __future__ import annotations
 
 import dataclasses
+import io
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from llmrec_pl.errors import DatasetError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +89,31 @@ def open_raw(path: Path, markers: set[str]) -> RawFiles:
         f"{str(path)!r} holds none of {sorted(markers)}; it has {seen[:20]}. Name the unpacked "
         "folder or the .zip of the data set with `--source`."
     )
+
+
+def read_matrix(files: RawFiles, name: str) -> NDArray[np.floating[Any]]:
+    """Return a ready-made feature matrix, memory-mapped where the file lies in a folder.
+
+    Raises:
+        DatasetError: it cannot be read, or is no matrix of floats.
+    """
+    path = files.file(name)
+    try:
+        values: NDArray[Any] = (
+            np.load(path, mmap_mode="r", allow_pickle=False)
+            if path is not None
+            else np.load(io.BytesIO(files.read(name)), allow_pickle=False)
+        )
+    except (ValueError, OSError, EOFError) as error:
+        raise DatasetError(
+            f"cannot read {files.where(name)!r}: {error}. Fetch it again."
+        ) from error
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise DatasetError(
+            f"{files.where(name)!r} has shape {values.shape} and type {values.dtype}; expected "
+            "a matrix of floats with one row an item."
+        )
+    return values
 
 
 def list_files(path: Path) -> set[str]:

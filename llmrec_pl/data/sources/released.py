@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from llmrec_pl.data.dataset import SPLITS, Split
-from llmrec_pl.data.sources.archive import RawFiles, open_raw
+from llmrec_pl.data.sources.archive import RawFiles, open_raw, read_matrix
 from llmrec_pl.data.sources.base import RawDataset, RawFeature
 from llmrec_pl.data.sources.delimited import decode
 from llmrec_pl.data.unpickle import loads
@@ -156,22 +156,7 @@ def _read_features(files: RawFiles, hashes: dict[str, str]) -> list[RawFeature]:
     for file, name in FEATURE_FILES.items():
         if file not in files:
             continue
-        path = files.file(file)
-        try:
-            values = (
-                np.load(path, mmap_mode="r", allow_pickle=False)
-                if path is not None
-                else np.load(io.BytesIO(files.read(file)), allow_pickle=False)
-            )
-        except (ValueError, OSError, EOFError) as error:
-            raise DatasetError(
-                f"cannot read {files.where(file)!r}: {error}. Fetch it again."
-            ) from error
-        if values.ndim != 2 or values.dtype.kind != "f":
-            raise DatasetError(
-                f"{files.where(file)!r} has shape {values.shape} and type {values.dtype}; expected "
-                "a matrix of floats with one row an item."
-            )
+        values = read_matrix(files, file)
         hashes[file] = hashlib.sha256(files.read(file)).hexdigest()
         features.append(RawFeature("item", name, "modality", values))
     return features
