@@ -24,6 +24,8 @@ COMMANDS = {
     "features": "make feature matrices from item text or images",
     "augmentation": "convert or show an exported augmentation",
     "recommend": "show recommendations with titles for single users",
+    "tune": "search for hyper-parameters on the validation split",
+    "sweep": "train many models with many seeds, and make one table of them",
 }
 TRAINER_COMMANDS = {
     "fit": "train a model and validate it",
@@ -100,7 +102,17 @@ def run_plain(name: str, arguments: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    module.run(parser.parse_args(arguments))
+    module.run(_parse(parser, arguments))
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Parse; what stands after ``--`` goes unparsed to a command with a default for `more`."""
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    if parser.get_default("more") is None:
+        return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments[:cut])
+    parsed.more = arguments[cut + 1 :]
+    return parsed
 
 
 def _help() -> str:

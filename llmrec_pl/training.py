@@ -23,6 +23,7 @@ from llmrec_pl.checkpoints import (
     ResumeCheckpoint,
     read_checkpoint,
 )
+from llmrec_pl.cost import RunCost
 from llmrec_pl.data.datamodule import RecDataModule
 from llmrec_pl.errors import ConfigError, LLMRecError
 from llmrec_pl.evaluation.callback import AllRankingEvaluator, run_directory
@@ -111,7 +112,8 @@ class RecommenderCLI(LightningCLI):
         config = self.config_init[self.subcommand]["trainer"]
         kwargs["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
         monitor = self.config[self.subcommand].checkpoint.monitor
-        callbacks = _as_list(config.get("callbacks"))
+        self.cost = RunCost()
+        callbacks = [*_as_list(config.get("callbacks")), self.cost]
         if config.get("enable_progress_bar") is not False and not config.get("fast_dev_run"):
             bar = training_progress(monitor)
             kwargs["enable_progress_bar"] = isinstance(bar, L.pytorch.callbacks.ProgressBar)
@@ -189,7 +191,11 @@ class RecommenderCLI(LightningCLI):
         if evaluator.history and selection.monitor.startswith("val/"):
             picture = run / "metrics" / "curve.png"
             plot_history(evaluator.history, selection.monitor, selection.mode, picture, title)
-        _print_pairs({"checkpoint": best, "config": config, "metrics": run / "metrics"})
+        cost = self.cost.record()
+        took = f"{self.cost.epochs} epochs, {cost['wall_seconds_per_epoch']:.2f} s each"
+        took += f", and {cost['wall_seconds_per_evaluation']:.2f} s an evaluation"
+        lies = {"checkpoint": best, "config": config, "metrics": run / "metrics"}
+        _print_pairs({"training": took, **lies})
         command = f"python -m llmrec_pl test --config {config} --ckpt_path {best}"
         console.print(f"test it once with\n  {command}", soft_wrap=True, highlight=False)
 
@@ -230,14 +236,19 @@ class RecommenderCLI(LightningCLI):
         console.print(groups_table(record, f"{title} by group"))
 
 
-def run(args: Sequence[str]) -> RecommenderCLI:
+def run(
+    args: Sequence[str], callbacks: Sequence[L.Callback] = (), *, quiet: bool = False
+) -> RecommenderCLI:
     """Run one of the trainer's subcommands.
 
     Args:
         args: the command line without the program name.
+        callbacks: added to those of the config.
+        quiet: print nothing.
     """
     _quieten()
     check_configs_exist(args)
+    console.quiet = quiet
     cli = RecommenderCLI(
         Recommender,
         RecDataModule,
@@ -245,7 +256,7 @@ def run(args: Sequence[str]) -> RecommenderCLI:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         seed_everything_default=2026,
-        trainer_defaults=TRAINER_DEFAULTS,
+        trainer_defaults={**TRAINER_DEFAULTS, "callbacks": list(callbacks)},
         save_config_callback=_SaveFitConfig,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "python -m llmrec_pl"},

@@ -1,0 +1,73 @@
+"""Trains one run of a sweep in a worker process, going on where it was stopped."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from llmrec_pl.checkpoints import read_checkpoint
+from llmrec_pl.errors import CheckpointMismatchError
+from llmrec_pl.training import run as train
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmrec_pl.sweeping.plan import Run
+
+
+def execute(run: Run) -> str | None:
+    """Fit, validate and, where wanted, test a run, as far as that is not done.
+
+    Returns:
+        None, or what went wrong; the trace lies in ``error.txt`` of the run.
+    """
+    try:
+        if run.metrics("val") is None:
+            _fit(run)
+        if run.test and run.metrics("test") is None:
+            best = run.folder / "checkpoints" / "best.ckpt"
+            config = run.folder / "config.yaml"
+            train(["test", "--config", str(config), "--ckpt_path", str(best)], quiet=True)
+    except Exception as error:  # one run that fails must not end the others
+        (run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        return "".join(traceback.format_exception_only(error)).strip()
+    (run.folder / "error.txt").unlink(missing_ok=True)
+    return None
+
+
+def _fit(run: Run) -> None:
+    overlay = run.folder / "sweep.yaml"
+    overlay.write_text(yaml.safe_dump({"trainer": _trainer(run.folder)}), encoding="utf-8")
+    arguments = [*run.arguments, "--config", str(overlay)]
+    last = run.folder / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        if _had_ended(last):
+            best = run.folder / "checkpoints" / "best.ckpt"
+            config = run.folder / "config.yaml"
+            train(["validate", "--config", str(config), "--ckpt_path", str(best)], quiet=True)
+            return
+        arguments += ["--ckpt_path", str(last)]
+    train(["fit", *arguments], quiet=True)
+
+
+def _trainer(folder: Path) -> dict[str, Any]:
+    """Put the run's files into its folder, and nothing else."""
+    where = {"save_dir": str(folder.parent), "name": "", "version": folder.name}
+    return {
+        "enable_progress_bar": False,
+        "default_root_dir": str(folder),
+        "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": where},
+    }
+
+
+def _had_ended(last: Path) -> bool:
+    """Say whether early stopping had ended a run that was cut off before its final validation."""
+    try:
+        callbacks = read_checkpoint(last, mmap=True)["callbacks"]
+    except CheckpointMismatchError:
+        last.unlink()  # cut off in its making: begin anew
+        return False
+    states = [state for name, state in callbacks.items() if name.startswith("EarlyStopping")]
+    return any(state["wait_count"] >= state["patience"] for state in states)

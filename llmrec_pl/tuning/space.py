@@ -1,0 +1,151 @@
+"""Search spaces as YAML, and the config overlay that a choice of values makes. No torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from llmrec_pl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from optuna.distributions import BaseDistribution
+
+Tree = dict[str, Any]
+_RANGE_KEYS = {"low", "high", "log", "step"}
+
+
+def read_yaml(path: str | Path) -> Tree:
+    """Read a YAML mapping.
+
+    Raises:
+        ConfigError: the file is missing, malformed or no mapping.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"no file at {str(path)!r}; shipped ones lie in `configs/`.")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{str(path)!r} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{str(path)!r} must hold a mapping, got {type(content).__name__}.")
+    return content
+
+
+def merged(paths: Sequence[str | Path]) -> Tree:
+    """Merge config files as the command line does: later wins, key by key."""
+    result: Tree = {}
+    for path in paths:
+        _merge(result, read_yaml(path))
+    return result
+
+
+def _merge(target: Tree, source: Mapping[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        else:
+            target[key] = copy.deepcopy(value)
+
+
+def read_space(path: str | Path) -> dict[str, BaseDistribution]:
+    """Read a search space: dotted config keys, each with a range or a list of choices.
+
+    ``model.init_args.l2_weight: {low: 1.0e-6, high: 1.0e-2, log: true}`` is a range, of integers
+    where both ends are integers; ``model.init_args.n_layers: [1, 2, 3]`` are choices.
+
+    Raises:
+        ConfigError: an entry is neither, or a range is empty.
+    """
+    space = {}
+    for key, entry in read_yaml(path).items():
+        try:
+            space[str(key)] = _distribution(entry)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"search space {str(path)!r}, `{key}`: {error} Give a range such as "
+                f"{{low: 1.0e-4, high: 1.0e-2, log: true}} or choices such as [1, 2, 3]."
+            ) from error
+    return space
+
+
+def _distribution(entry: object) -> BaseDistribution:
+    from optuna.distributions import (
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+
+    if isinstance(entry, list):
+        if not entry or any(isinstance(x, (list, dict)) for x in entry):
+            raise ValueError(f"choices must be plain values, got {entry!r}.")
+        return CategoricalDistribution(entry)
+    if not isinstance(entry, dict) or not {"low", "high"} <= set(entry) <= _RANGE_KEYS:
+        raise ValueError(f"got {entry!r}.")
+    if any(not isinstance(entry[k], (int, float)) for k in ("low", "high")):
+        # YAML 1.1 reads 1e-4 as text; only 1.0e-4 is a number.
+        raise ValueError(f"`low` and `high` must be numbers (1.0e-4, not 1e-4), got {entry!r}.")
+    if all(isinstance(entry[k], int) for k in ("low", "high")):
+        return IntDistribution(**entry)
+    return FloatDistribution(**entry)
+
+
+def value_at(tree: Mapping[str, Any], key: str) -> object:
+    """Return the value at a dotted key, None where there is none."""
+    node: Any = tree
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def current_values(
+    tree: Mapping[str, Any], space: Mapping[str, BaseDistribution]
+) -> dict[str, Any] | None:
+    """Return the values a config has now, as the first trial; None if the space has no room.
+
+    A value that the config does not state, or outside its range, takes part in no trial.
+    """
+    values = {key: value_at(tree, key) for key in space}
+    for key, distribution in space.items():
+        if values[key] is None:
+            return None
+        try:
+            internal = distribution.to_internal_repr(values[key])
+        except ValueError:
+            return None
+        if not distribution._contains(internal):
+            return None
+    return values
+
+
+def overlay(tree: Mapping[str, Any], values: Mapping[str, Any]) -> Tree:
+    """Return the config overlay that sets some dotted keys.
+
+    A plain mapping among the model's arguments (such as `feature_weight`) is replaced whole by
+    the parser, so the overlay repeats its other entries.
+
+    Args:
+        tree: the merged config files.
+        values: dotted keys and their values.
+    """
+    result: Tree = {}
+    for key, value in values.items():
+        parts = key.split(".")
+        node, known = result, tree
+        for depth, part in enumerate(parts[:-1]):
+            known = known.get(part) or {} if isinstance(known, Mapping) else {}
+            if part not in node:
+                whole = parts[0] == "model" and depth == 2 and "class_path" not in known
+                node[part] = dict(known) if whole else {}
+            node = node[part]
+        # Three digits are as much as a search can tell apart, and a person wants to read.
+        node[parts[-1]] = float(f"{value:.3g}") if isinstance(value, float) else value
+    return result
