@@ -125,6 +125,7 @@ class RecDataModule(L.LightningDataModule):
         exclude_features: names of features to leave out.
         sampling: "edge" visits each interaction once an epoch, "user" draws distinct users.
         batch_size: observed triplets a step and rank.
+        n_negatives: sampled negatives a triplet, for losses that contrast several.
         eval_batch_size: users scored at once.
         num_workers: loader processes; batches are the same for any number.
         seed: key of all sampling; the command line links it to ``seed_everything``.
@@ -146,6 +147,7 @@ class RecDataModule(L.LightningDataModule):
         exclude_features: list[str] = [],  # noqa: B006 (never mutated)
         sampling: Sampling = "edge",
         batch_size: int = 1024,
+        n_negatives: int = 1,
         eval_batch_size: int = 1024,
         num_workers: int = 0,
         seed: int = 2026,
@@ -163,6 +165,8 @@ class RecDataModule(L.LightningDataModule):
                 f"`data.batch_size` and `data.eval_batch_size` must be positive, got {batch_size} "
                 f"and {eval_batch_size}."
             )
+        if n_negatives < 1:
+            raise ConfigError(f"`data.n_negatives` must be positive, got {n_negatives}.")
         self.save_hyperparameters(logger=False)
         # Plain data for the checkpoint's own record, not Lightning's entry, which overrules YAML.
         self.arguments = dict(self.hparams)
@@ -170,7 +174,7 @@ class RecDataModule(L.LightningDataModule):
         self.augmentation_path, self.invalid = augmentation, invalid
         self.llm_edge_rate, self.llm_parts = llm_edge_rate, list(llm_parts)
         self.llm_edges_in_graph, self.exclude_features = llm_edges_in_graph, exclude_features
-        self.sampling, self.batch_size = sampling, batch_size
+        self.sampling, self.batch_size, self.n_negatives = sampling, batch_size, n_negatives
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
         self._dataset: InteractionDataset | None = None
         self._features: FeatureStore | None = None
@@ -241,6 +245,7 @@ class RecDataModule(L.LightningDataModule):
             self.llm_edges,
             self.effective_llm_edge_rate,
             world_size,
+            self.n_negatives,
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -310,6 +315,7 @@ class RecDataModule(L.LightningDataModule):
                 counts = ", ".join(f"{n:,} {why}" for why, n in self.augmentation.dropped.items())
                 llm += f"; invalid edges dropped: {counts}"
         batches = f"{self.sampling} sampling, {self.batch_size} triplets"
+        batches += f" of {self.n_negatives} negatives" if self.n_negatives > 1 else ""
         features = ", ".join(f"{f.name} {f.dim}-d" for f in self.features.values())
         padding = self.make_sampler(world_size).n_padding
         batches += f"; {padding} repeated to fill the last batch" if padding else ""
@@ -337,6 +343,7 @@ class RecDataModule(L.LightningDataModule):
         return {
             "`data.batch_size`": self.batch_size,
             "`data.sampling`": self.sampling,
+            "`data.n_negatives`": self.n_negatives,
             "`data.llm_edge_rate` in effect": self.effective_llm_edge_rate,
             "`data.llm_parts`": sorted(self.llm_parts),
             "`seed_everything`": self.seed,

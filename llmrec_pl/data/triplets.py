@@ -54,6 +54,18 @@ class TripletBatch:
     source: NDArray[np.int8]
 
 
+@dataclasses.dataclass(frozen=True)
+class ManyNegativesBatch(TripletBatch):
+    """Triplets with more than one negative each.
+
+    Attributes:
+        neg_items: `neg_item`, then further items the user has not interacted with in train,
+            ``[B + L, n_negatives]``.
+    """
+
+    neg_items: NDArray[np.int64]
+
+
 class TripletSampler:
     """Draws B observed and up to ``int(llm_edge_rate * B)`` LLM triplets a step and rank.
 
@@ -63,7 +75,8 @@ class TripletSampler:
     (`n_padding` of them). ``sampling="user"`` draws the users of a global batch without
     replacement where there are enough, and one of their interactions each.
 
-    Negatives are uniform over the items that the user has not interacted with in train.
+    Negatives are uniform over the items that the user has not interacted with in train, each
+    drawn by itself, so one may come twice. All but `neg_items` is the same for any `n_negatives`.
 
     The LLM triplets are those of ``int(llm_edge_rate * B)`` distinct users of the batch, drawn
     without replacement; users without one add none, so coverage of the augmentation carries
@@ -77,6 +90,7 @@ class TripletSampler:
         llm_edges: (user, positive, negative) rows ``[3, n]`` of an augmentation.
         llm_edge_rate: w3 of the paper, in [0, 1].
         world_size: number of ranks.
+        n_negatives: negatives a triplet; with more than one, batches are `ManyNegativesBatch`.
 
     Raises:
         ConfigError: a rate, size or name is out of range.
@@ -93,13 +107,15 @@ class TripletSampler:
         llm_edges: NDArray[np.int64] | None = None,
         llm_edge_rate: float = 0.0,
         world_size: int = 1,
+        n_negatives: int = 1,
     ) -> None:
-        _check_settings(batch_size, sampling, llm_edge_rate, world_size)
+        _check_settings(batch_size, sampling, llm_edge_rate, world_size, n_negatives)
         if not train.has_sorted_indices:
             train = train.sorted_indices()
         self.n_users, self.n_items = train.shape
         self.batch_size, self.seed, self.world_size = batch_size, seed, world_size
         self.sampling, self.llm_edge_rate = sampling, llm_edge_rate
+        self.n_negatives = n_negatives
         self.indptr = train.indptr.astype(np.int64)
         self.items = train.indices.astype(np.int64)
         degree = np.diff(self.indptr)
@@ -163,12 +179,14 @@ class TripletSampler:
         llm = self._llm_triplets(user, random)
         source = np.full(len(user) + llm.shape[1], OBSERVED, dtype=np.int8)
         source[len(user) :] = LLM
-        return TripletBatch(
-            np.concatenate([user, llm[0]]),
-            np.concatenate([positive, llm[1]]),
-            np.concatenate([negative, llm[2]]),
-            source,
-        )
+        user = np.concatenate([user, llm[0]])
+        negative = np.concatenate([negative, llm[2]])
+        triplets = user, np.concatenate([positive, llm[1]]), negative, source
+        if self.n_negatives == 1:
+            return TripletBatch(*triplets)
+        further = self._negatives(np.repeat(user, self.n_negatives - 1), random)
+        neg_items = np.column_stack([negative, further.reshape(len(user), -1)])
+        return ManyNegativesBatch(*triplets, neg_items)
 
     def _edges(self, epoch: int, step: int, rank: int) -> NDArray[np.int64]:
         permutation = _permutation(self.seed, epoch, self.n_train)
@@ -218,11 +236,13 @@ def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     return permutation
 
 
-def _check_settings(batch_size: int, sampling: str, rate: float, world_size: int) -> None:
-    if batch_size < 1 or world_size < 1:
+def _check_settings(
+    batch_size: int, sampling: str, rate: float, world_size: int, n_negatives: int
+) -> None:
+    if min(batch_size, world_size, n_negatives) < 1:
         raise ConfigError(
-            f"`batch_size` and the number of devices must be positive, got {batch_size} and "
-            f"{world_size}."
+            "`batch_size`, the number of devices and `n_negatives` must be positive, got "
+            f"{batch_size}, {world_size} and {n_negatives}."
         )
     if sampling not in get_args(Sampling):
         raise ConfigError(f"`sampling` must be one of {get_args(Sampling)}, got {sampling!r}.")

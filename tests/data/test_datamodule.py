@@ -127,6 +127,18 @@ def test_a_fit_sees_the_batches_of_the_sampler_in_order(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_a_fit_sees_many_negatives(root, augmentation, tmp_path, workers):
+    arguments = {"augmentation": augmentation, "llm_edge_rate": 0.5, "num_workers": workers}
+    data = make_data(root, n_negatives=4, **arguments)
+    batches = recorded_fit(data, tmp_path, max_epochs=2)
+    sampler = data.make_sampler()
+    keys = [(epoch, step) for epoch in range(2) for step in range(7)]
+    assert_equal(batches, [vars(sampler.batch(*key)) for key in keys])
+    assert all(b["neg_items"].shape == (len(b["user"]), 4) for b in batches)
+    assert "of 4 negatives" in data.summary()["batches"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_limited_epochs_begin_at_step_zero(root, tmp_path, workers):
     data = make_data(root, num_workers=workers)
     batches = recorded_fit(data, tmp_path, limit_train_batches=2, max_epochs=2)
@@ -229,6 +241,7 @@ def test_an_unknown_feature_to_leave_out_is_an_error(root):
         {"llm_edge_rate": 1.5},
         {"llm_edge_rate": -0.1},
         {"batch_size": 0},
+        {"n_negatives": 0},
         {"eval_batch_size": 0},
     ],
 )

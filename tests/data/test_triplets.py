@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from llmrec_pl.data.triplets import LLM, OBSERVED, TripletSampler
+from llmrec_pl.data.triplets import LLM, OBSERVED, ManyNegativesBatch, TripletSampler
 from llmrec_pl.errors import AugmentationError, ConfigError, DatasetError
 
 UNLIKELY = 1e-4
@@ -240,6 +240,58 @@ def test_negatives_of_a_batch_are_independent():
     assert chisquare([draws[pair] for pair in pairs]).pvalue > UNLIKELY
 
 
+@given(
+    trains(),
+    st.integers(2, 6),
+    st.integers(1, 3),
+    st.floats(0, 1),
+    st.sampled_from(["edge", "user"]),
+    st.integers(0, 10**6),
+)
+@settings(max_examples=150, deadline=None)
+def test_further_negatives_change_nothing_else_and_are_unmet(train, n, world, rate, sampling, seed):
+    arguments = (train, 5, seed, sampling, some_edges(train, seed, n=8), rate, world)
+    one, many = TripletSampler(*arguments), TripletSampler(*arguments, n_negatives=n)
+    again = TripletSampler(*arguments, n_negatives=n)
+    known = set(pairs(train))
+    for step in range(one.n_batches):
+        for rank in range(world):
+            batch = many.batch(1, step, rank)
+            assert equal(batch, one.batch(1, step, rank))
+            assert batch.neg_items.shape == (len(batch.user), n)
+            assert batch.neg_items.dtype == np.int64
+            assert np.array_equal(batch.neg_items[:, 0], batch.neg_item)
+            further = batch.neg_items[:, 1:]
+            assert ((further >= 0) & (further < train.shape[1])).all()
+            rows = zip(batch.user.tolist(), further.tolist(), strict=True)
+            assert not any((user, item) in known for user, row in rows for item in row)
+            assert np.array_equal(again.batch(1, step, rank).neg_items, batch.neg_items)
+
+
+def test_one_negative_is_a_plain_batch():
+    batch = TripletSampler(random_train(0), 16, 0).batch(0, 0)
+    assert not isinstance(batch, ManyNegativesBatch)
+
+
+def test_each_of_many_negatives_is_uniform_and_drawn_by_itself():
+    dense = np.zeros((2, 7), dtype=bool)
+    dense[0, [0, 6]] = dense[1, 1:5] = True
+    sampler = TripletSampler(csr(dense), 6, 4, n_negatives=3)
+    columns, joint = np.zeros((2, 3, 7), dtype=int), np.zeros((7, 7), dtype=int)
+    for epoch in range(2000):
+        batch = sampler.batch(epoch, 0)
+        for column in range(3):
+            np.add.at(columns, (batch.user, column, batch.neg_items[:, column]), 1)
+        last = batch.neg_items[batch.user == 1][:, 1:]
+        np.add.at(joint, (last[:, 0], last[:, 1]), 1)
+    for user in range(2):
+        assert columns[user][:, dense[user]].sum() == 0
+        for column in range(3):
+            assert chisquare(columns[user, column][~dense[user]]).pvalue > UNLIKELY
+    free = np.flatnonzero(~dense[1])
+    assert chisquare(joint[np.ix_(free, free)].ravel()).pvalue > UNLIKELY
+
+
 def test_columns_in_any_order_give_the_same_sampler():
     train = random_train(2)
     shuffled = train.copy()
@@ -352,10 +404,11 @@ def test_a_rate_without_edges_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"batch_size": 0}, {"world_size": 0}, {"sampling": "random"}]
+    "arguments",
+    [{"batch_size": 0}, {"world_size": 0}, {"sampling": "random"}, {"n_negatives": 0}],
 )
 def test_settings_out_of_range_are_errors(arguments):
-    with pytest.raises(ConfigError, match=r"batch_size|sampling"):
+    with pytest.raises(ConfigError, match=r"batch_size|sampling|n_negatives"):
         TripletSampler(random_train(0), **({"batch_size": 4, "seed": 0} | arguments))
 
 

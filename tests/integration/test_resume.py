@@ -213,6 +213,7 @@ def test_other_data_are_refused_naming_both(whole_run, llmrec_arguments, tmp_pat
         (("--data.batch_size", 256), "batch"),
         (("--seed_everything", 5), "seed_everything"),
         (("--data.sampling", "edge"), "sampling"),
+        (("--data.n_negatives", 3), "n_negatives"),
         (("--trainer.limit_train_batches", 2), "limit_train_batches"),
     ],
     ids=str,
