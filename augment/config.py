@@ -1,4 +1,4 @@
-"""The config of stage 1: a YAML file with a data set, a provider and up to four tasks.
+"""The config of stage 1: a YAML file with a data set, a provider and up to five tasks.
 
 Later files win over earlier ones, key by key, then ``--set a.b=value``. Keys are named by their
 environment variable and never written down.
@@ -117,10 +117,13 @@ class _ChatTask(_Strict):
     max_tokens: int = Field(default=64, ge=1)
     max_tokens_ceiling: int = Field(default=1024, ge=1)
     seed: int | None = None
+
+
+class _TitledTask(_ChatTask):
     mask_titles: bool = False
 
 
-class PairsTask(_ChatTask):
+class PairsTask(_TitledTask):
     """Most and least liked of a candidate pool; `pool` is candidates.parquet or "random"."""
 
     pool: str = ""
@@ -130,14 +133,14 @@ class PairsTask(_ChatTask):
     shuffle_seed: int = 0
 
 
-class ProfilesTask(_ChatTask):
+class ProfilesTask(_TitledTask):
     """Age, gender, liked and disliked categories, liked creators, country, language."""
 
     max_tokens: int = Field(default=256, ge=1)
     history: int = Field(default=20, ge=1)
 
 
-class AttributesTask(_ChatTask):
+class AttributesTask(_TitledTask):
     """Facts about items, `items_per_call` at a time."""
 
     max_tokens: int = Field(default=96, ge=1)
@@ -153,6 +156,28 @@ class EmbedTask(_Strict):
     texts_per_call: int = Field(default=256, ge=1, le=2048)
 
 
+class MemorisationTask(_ChatTask):
+    """Does the model know the data set by heart? Trains nothing.
+
+    Attributes:
+        data_name: what the world calls the data set; its own name if empty.
+        items: how many are asked for by their ids, and by the first halves of their titles.
+        users: whose histories are to be continued.
+        shown: first train interactions of a user that the prompt shows.
+        asked: how many of the next ones are asked for.
+    """
+
+    prompt_set: Literal["strict-1"] = "strict-1"
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, ge=0, le=1)
+    max_tokens: int = Field(default=256, ge=1)
+    data_name: str = ""
+    items: int = Field(default=200, ge=0)
+    users: int = Field(default=200, ge=0)
+    shown: int = Field(default=10, ge=1)
+    asked: int = Field(default=10, ge=1, le=50)
+
+
 class Tasks(_Strict):
     """The tasks to run; one that is null is left out."""
 
@@ -160,6 +185,7 @@ class Tasks(_Strict):
     profiles: ProfilesTask | None = ProfilesTask()
     attributes: AttributesTask | None = AttributesTask()
     embed: EmbedTask | None = EmbedTask()
+    memorisation: MemorisationTask | None = None
 
 
 class AugmentConfig(_Strict):

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from polars.exceptions import ComputeError
 
-from augment.answers import choose_specs, described, stored_specs
+from augment.answers import answers, choose_specs, described, stored_specs
 from augment.errors import StoreFullStop
 from augment.export_content import read_content
 from augment.faults import point
 from augment.placebo import HIDDEN, apply_placebo, placebos_of
 from augment.provenance import provenance
+from augment.recall import Recall, summary
 from augment.store import open_readonly
 from llmrec_pl.data.augmentation import MANIFEST, load_augmentation, write_augmentation
 from llmrec_pl.errors import AugmentationError
@@ -75,10 +76,15 @@ def export(
     with contextlib.closing(open_readonly(store)) as db:
         db.execute("BEGIN")  # one snapshot, also while a run goes on
         chosen = choose_specs(db, config, dataset, specs)
+        probe = chosen.pop("memorisation", None)
         if not chosen:
             raise AugmentationError(_nothing(store, dataset, db))
         content = read_content(db, Path(store), chosen, dataset)
         manifest = provenance(db, chosen, content, config, dataset)
+        if probe is not None:
+            spec_id, spec = probe
+            found = Recall(spec, dataset).measure(answers(db, spec_id, spec.kind))
+            manifest["memorisation"] = summary(found, spec)
     _check_complete(manifest["coverage"], require_complete)
     return _write(out, dataset, content, manifest, chosen, placebo, seed, overwrite=overwrite)
 

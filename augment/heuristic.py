@@ -1,7 +1,8 @@
 """Answers without any LLM: the honest rival that an LLM has to beat, and the offline default.
 
 Pairs: the candidates most and least like the history, by the text of the items. Attributes: the
-data set's own metadata. Profiles: counted from the metadata of the history. Only the item table
+data set's own metadata. Profiles: counted from the metadata of the history. Memorisation: nothing
+is recalled, histories go on with what is most popular. Only the item table
 and the train split are looked at, never the user table; what the metadata do not say stays null.
 """
 
@@ -11,6 +12,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +62,9 @@ class HeuristicAnswerer:
         popularity = np.bincount(dataset.train.indices, minlength=dataset.n_items)
         self._facts = _Facts(frame, domain, popularity)
         self._texts = _Texts(frame)
+        titles = frame["title"].to_list() if "title" in frame.columns else [None] * frame.height
+        self._titles = [clean_text(str(title or "")) for title in titles]
+        self._most_popular_first = sorted(range(len(ids)), key=lambda i: (-popularity[i], ids[i]))
         self._fitting = asyncio.Lock()
 
     @property
@@ -102,7 +107,16 @@ class HeuristicAnswerer:
             rows = zip(asked["items"], self._rows(asked["items"]), strict=True)
             records = [{"id": i, **self._facts.record(row, asked["fields"])} for i, row in rows]
             return {"items": records}
+        if task == "memorisation":
+            if asked["probe"] != "history":
+                return {"title": None, "year": None}
+            return {"titles": self._popular(self._rows(asked["history"]), asked["n"])}
         raise ValueError(f"no heuristic answers task {task!r}")
+
+    def _popular(self, seen: list[int], n: int) -> list[str]:
+        """Return the titles of the most popular items of train that are not seen."""
+        new = (i for i in self._most_popular_first if self._titles[i] and i not in seen)
+        return [self._titles[i] for i in islice(new, n)]
 
     def _rows(self, names: Iterable[str]) -> list[int]:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Self
 
+from augment.memorisation import HISTORY
 from llmrec_pl.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -46,9 +47,11 @@ class Names:
         Args:
             kind: the task.
             entity: dense id.
-            field: number of the draw; for embeddings 0 is a user's profile, others are items.
+            field: number of the draw; for embeddings 0 is a user's profile, others are items; of
+                the probes of memorisation the first two are about items.
         """
-        if kind in ("pairs", "profiles") or (kind == "embed" and field == 0):
+        of_user = kind == "memorisation" and field >= HISTORY
+        if kind in ("pairs", "profiles") or (kind == "embed" and field == 0) or of_user:
             known = self._users is not None and entity < len(self._users)
             name = f"user {self._users[entity]}" if known else f"user #{entity}"  # type: ignore[index]
             return f"{name}, draw {field}" if kind == "pairs" and field else name

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from augment.catalogue import Catalogue, item_table_sha
-from augment.config import AttributesTask, PairsTask, ProfilesTask
+from augment.asker import Asker
+from augment.catalogue import item_table_sha
+from augment.config import AttributesTask, MemorisationTask, PairsTask, ProfilesTask
 from augment.draws import keyed_order
 from augment.history import Histories, times_sha
+from augment.memorisation import Memorisation
 from augment.pools import Pool, load_pool
-from augment.prompts import HEURISTIC, Renderer, clean_text, template_sha
+from augment.prompts import HEURISTIC, clean_text, template_sha
 from augment.providers import model_of, provider_label
 from augment.schemas import attribute_fields, profile_fields
-from augment.specs import TaskSpec, Wanted, canonical_json
+from augment.specs import TaskSpec, Wanted
 from augment.validate import validator_name
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 Text = tuple[int, int, str]
 """Entity, number of the field, text."""
-_TABLE_DIGITS = 16
 
 
 def pool_for(kind: Kind, config: AugmentConfig, dataset: InteractionDataset) -> Pool | None:
@@ -96,7 +97,7 @@ def make_spec(
 
 
 def _settings(
-    task: PairsTask | ProfilesTask | AttributesTask,
+    task: PairsTask | ProfilesTask | AttributesTask | MemorisationTask,
     config: AugmentConfig,
     dataset: InteractionDataset,
     pool: Pool | None,
@@ -104,12 +105,16 @@ def _settings(
     domain = config.domain.model_dump()
     settings: dict[str, Any] = {
         "domain": domain,
-        "mask_titles": task.mask_titles,
+        "mask_titles": not isinstance(task, MemorisationTask) and task.mask_titles,
         "max_tokens_ceiling": task.max_tokens_ceiling,
         "item_table": item_table_sha(dataset),
     }
     if isinstance(task, AttributesTask):
         return settings | {"fields": attribute_fields(task.fields, domain)}
+    if isinstance(task, MemorisationTask):
+        asked = {name: getattr(task, name) for name in ("items", "users", "shown", "asked")}
+        name = clean_text(task.data_name or dataset.name)
+        return settings | asked | {"fields": [], "data_name": name, "times": times_sha(dataset)}
     settings |= {"history": task.history, "times": times_sha(dataset)}
     if isinstance(task, ProfilesTask):
         return settings | {"fields": profile_fields(domain)}
@@ -135,7 +140,7 @@ def _embed_parts(config: AugmentConfig, task: EmbedTask) -> dict[str, Any]:
     }
 
 
-def _params(task: PairsTask | ProfilesTask | AttributesTask) -> dict[str, Any]:
+def _params(task: PairsTask | ProfilesTask | AttributesTask | MemorisationTask) -> dict[str, Any]:
     params = {
         "temperature": task.temperature,
         "top_p": task.top_p,
@@ -169,6 +174,8 @@ def wanted(
         return _embeddings(spec, texts)
     if spec.kind == "attributes":
         return _Attributes(spec, dataset).wanted(limit)
+    if spec.kind == "memorisation":
+        return Memorisation(spec, dataset).wanted(limit)
     users = first_users(dataset, limit)
     if spec.kind == "profiles":
         return _Profiles(spec, dataset).wanted(users)
@@ -202,34 +209,7 @@ def _embeddings(spec: TaskSpec, texts: Iterable[Text]) -> Iterator[Wanted]:
         yield Wanted(entity, field, body)
 
 
-class _Asker:
-    """What the requests of a task have in common."""
-
-    def __init__(self, spec: TaskSpec, dataset: InteractionDataset) -> None:
-        self.spec, self.dataset = spec, dataset
-        self.items = Catalogue(spec, dataset)
-        self.heuristic = spec.prompt_set == HEURISTIC
-        self.renderer = None if self.heuristic else Renderer(spec)
-
-    def body(self, asked: dict[str, Any], draw: int = 0, **blocks: str) -> dict[str, Any]:
-        """Return a body: a prompt of these blocks, or for heuristics what is asked as it is."""
-        if self.renderer is not None:
-            return self.renderer.body(draw, **blocks)
-        # Heuristics answer from the item table, so a changed one makes another question.
-        table = self.spec.settings["item_table"][:_TABLE_DIGITS]
-        content = canonical_json({"task": self.spec.kind, "table": table, **asked})
-        return {"model": self.spec.model, "messages": [{"role": "user", "content": content}]}
-
-    def lines(self, items: Iterable[int]) -> list[str]:
-        """Return items as prompts show them; nothing for heuristics."""
-        return [] if self.heuristic else [self.items.lines[i] for i in items]
-
-    def ids(self, items: Iterable[int]) -> list[str]:
-        """Return what stands for items' original ids."""
-        return [self.items.ids[i] for i in items]
-
-
-class _Profiles(_Asker):
+class _Profiles(Asker):
     def wanted(self, users: Iterable[int]) -> Iterator[Wanted]:
         histories = Histories(self.dataset, int(self.spec.settings["history"]))
         names = self.dataset.user_ids.tolist()
@@ -243,7 +223,7 @@ class _Profiles(_Asker):
             yield Wanted(user, 0, body, {})
 
 
-class _Pairs(_Asker):
+class _Pairs(Asker):
     def __init__(self, spec: TaskSpec, dataset: InteractionDataset, pool: Pool) -> None:
         super().__init__(spec, dataset)
         self.pool = pool
@@ -289,7 +269,7 @@ class _Pairs(_Asker):
         return Wanted(user, draw, body, context)
 
 
-class _Attributes(_Asker):
+class _Attributes(Asker):
     def wanted(self, limit: int | None) -> Iterator[Wanted]:
         """Group titled items in the order of their original ids, `items_per_call` at a time.
 

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 MAX_TEXT = 200
 MAX_ID = 60
 HEURISTIC = "heuristic-1"
-_BLOCKS = ("history", "candidates", "listed", "n")
+_BLOCKS = ("history", "candidates", "listed", "n", "user")
+FORMS: dict[Kind, tuple[str, ...]] = {
+    "pairs": ("",),
+    "profiles": ("",),
+    "attributes": ("",),
+    "memorisation": ("item_id", "item_title", "history"),
+}
+"""The questions of a task that asks several, each with a template and an answer of its own."""
 
 # Written out, not asked of `unicodedata`: its categories change between versions of Python, and
 # with them would the keys of what was paid.
@@ -68,13 +75,14 @@ def shown_id(name: str) -> str:
 
 
 @lru_cache(maxsize=32)
-def template(prompt_set: str, kind: Kind) -> str:
-    """Return the template of a task.
+def template(prompt_set: str, kind: Kind, form: str = "") -> str:
+    """Return the template of a task, or of one of its forms.
 
     Raises:
         ConfigError: the set has none.
     """
-    file = resources.files("augment").joinpath("prompts", prompt_set, f"{kind}.txt")
+    name = f"{kind}-{form}.txt" if form else f"{kind}.txt"
+    file = resources.files("augment").joinpath("prompts", prompt_set, name)
     try:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -82,10 +90,11 @@ def template(prompt_set: str, kind: Kind) -> str:
 
 
 def template_sha(prompt_set: str, kind: Kind) -> str:
-    """Return the sha256 of a template; "" where there is none to read (heuristics)."""
+    """Return the sha256 of a task's templates; "" where there is none to read (heuristics)."""
     if prompt_set in ("", HEURISTIC):
         return ""
-    return hashlib.sha256(template(prompt_set, kind).encode()).hexdigest()
+    texts = [template(prompt_set, kind, form) for form in FORMS[kind]]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def shown_line(spec: TaskSpec, item: Mapping[str, Any]) -> str:
@@ -107,17 +116,19 @@ class Renderer:
 
     Args:
         spec: the task.
+        form: which question, of a task that asks several.
 
     Raises:
         ConfigError: the prompt set has no template for it.
     """
 
-    def __init__(self, spec: TaskSpec) -> None:
+    def __init__(self, spec: TaskSpec, form: str = "") -> None:
         words: dict[str, str] = dict(spec.settings["domain"])
         words |= {name.capitalize(): _upper(words[name]) for name in ("item", "items")}
-        words |= {"form": form_in_words(spec), "fields": ", ".join(spec.settings["fields"])}
+        words |= {"form": form_in_words(spec, form), "fields": ", ".join(spec.settings["fields"])}
+        words["data"] = spec.settings.get("data_name", "")
         self._pieces: list[tuple[str, str]] = []  # text, and the block that follows it
-        text, end, before = template(spec.prompt_set, spec.kind).rstrip("\n"), 0, ""
+        text, end, before = template(spec.prompt_set, spec.kind, form).rstrip("\n"), 0, ""
         for found in Template.pattern.finditer(text):
             name = found["named"]
             before, end = before + text[end : found.start()], found.end()
@@ -128,16 +139,16 @@ class Renderer:
                 before += words[name]
         self._rest = before + text[end:]
         self._fixed: dict[str, Any] = {"model": spec.model, **spec.params}
-        form = response_format(spec)
-        if form is not None:
-            self._fixed["response_format"] = form
+        response = response_format(spec, form)
+        if response is not None:
+            self._fixed["response_format"] = response
 
     def body(self, draw: int = 0, **blocks: str) -> dict[str, Any]:
         """Return a request's body.
 
         Args:
             draw: number of the sample; moves the seed, where one is sent.
-            blocks: history, candidates, listed, n, as the template needs them.
+            blocks: history, candidates, listed, n, user, as the template needs them.
         """
         text = "".join([before + blocks[name] for before, name in self._pieces]) + self._rest
         body = {**self._fixed, "messages": [{"role": "user", "content": text}]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from augment.budget import read_ledger
-from augment.specs import KINDS
+from augment.specs import EXPORTED
 
 if TYPE_CHECKING:
     import sqlite3
@@ -70,7 +70,7 @@ def _coverage(
     What was skipped (no history, no title, no text) was not asked for.
     """
     found: dict[str, dict[str, Any]] = {}
-    for kind in KINDS:
+    for kind in EXPORTED:
         if kind not in specs and getattr(config.tasks, kind) is None:
             continue
         tally = content.counts.get(kind, {})

@@ -19,6 +19,7 @@ from augment.export_content import majority, picked
 from augment.placebo import placebos_of
 from augment.plan import pool_for
 from augment.provenance import cost, label_of
+from augment.recall import Recall
 from augment.scores import Judged, Share, score_ages, score_names, tail_above, tail_below
 from augment.specs import RANDOM
 from augment.store import open_readonly
@@ -101,6 +102,7 @@ def measure(
             "pairs": [scorer.pairs(i, s) for i, s in specs if s.kind == "pairs"],
             "attributes": [scorer.attributes(i, s) for i, s in specs if s.kind == "attributes"],
             "profiles": [scorer.profiles(i, s) for i, s in specs if s.kind == "profiles"],
+            "memorisation": [scorer.recall(i, s) for i, s in specs if s.kind == "memorisation"],
         }
 
 
@@ -275,6 +277,13 @@ class _Scorer:
                 self._judged(rows, "gender", genders, users, lambda v: _only(gender(v)))
             )
         return made
+
+    # Memorisation --------------------------------------------------------------------------
+
+    def recall(self, spec_id: int, spec: TaskSpec) -> dict[str, Any]:
+        """Say whether the model knows the data set by heart."""
+        found = Recall(spec, self.dataset).measure(answers(self.db, spec_id, spec.kind))
+        return {**self._head(spec_id, spec), **found}
 
     def _values(self, spec_id: int, kind: str) -> list[_Value]:
         return [(a.entity, a.value or {}) for a in answers(self.db, spec_id, kind)]

@@ -22,12 +22,13 @@ _OF_NAMES = ("#", "field", "with truth", "answered", "right of all", "right of a
 
 @dataclass(frozen=True)
 class Section:
-    """One table of the report, with a sentence on how to read it."""
+    """One table of the report, with a sentence on how to read it, and what it means in words."""
 
     title: str
     note: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    lines: Sequence[str] = ()
 
 
 def sections(found: Mapping[str, Any], *, brief: bool = False) -> list[Section]:
@@ -49,6 +50,7 @@ def sections(found: Mapping[str, Any], *, brief: bool = False) -> list[Section]:
         _confusions("attributes", mixed, who, most=3 if brief else 5),
         _ages(found["profiles"], who),
         _names("profiles", found["profiles"], who),
+        _recall(found["memorisation"], who),
     ]
     return [section for section in made if section.rows]
 
@@ -268,6 +270,41 @@ def _age_cells(age: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
+def _recall(rows: Rows, who: Numbers) -> Section:
+    probed = [r for r in rows if r["verdict"] != "unknown"]
+    return Section(
+        "Memorisation: does the model know the data set by heart?",
+        "Items by id, or by the first half of the title; users of whom one of the next items was "
+        "named. Popular: the most liked item that fits, or as many of them as were asked for. "
+        "Chance: the same answers dealt to other ids, or random items. Control: the same histories "
+        "under other users' ids. p, one-sided: of as many by chance; of own ids over the control. "
+        "Titles are finished by who knows the items, so only the other two tell of the data set.",
+        ["#", "asked for", "n", "answered", "right", "popular", "chance", "control", "p"],
+        [(who[r["spec"]], *cells) for r in probed for cells in _recall_cells(r)],
+        [f"{r['setting']}: {r['sentence']}" for r in probed],
+    )
+
+
+def _recall_cells(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    def cells(
+        name: str, part: Mapping[str, Any], right: str, control: str, p: str
+    ) -> tuple[str, ...]:
+        n, chance = part[right]["n"], f"{100 * part['chance']:.1f} %"
+        shares = percent(part[right]), percent(part["popular"])
+        return (name, f"{n:,}", f"{part['answered']['k']:,}", *shares, chance, control, p)
+
+    made = []
+    by_id, by_title, users = row["by_id"], row["by_title"], row["interactions"]
+    if by_id["right"]["n"]:
+        made.append(cells("item by id", by_id, "right", "-", _p(by_id["p_by_chance"])))
+    if by_title["right"]["n"]:
+        made.append(cells("item by title", by_title, "right", "-", "-"))
+    if users["users_hit"]["n"]:
+        p = _p(users["p_own_over_control"])
+        made.append(cells("next items", users, "users_hit", percent(users["control"]), p))
+    return made
+
+
 def show(found: Mapping[str, Any], console: Console) -> None:
     """Print the tables."""
     for section in sections(found, brief=True):
@@ -284,6 +321,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         for row in section.rows:
             table.add_row(*map(escape, row))
         console.print(table)
+        for line in section.lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in _silent(found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(found["note"], markup=False, highlight=False, soft_wrap=True)
@@ -298,6 +337,7 @@ def as_markdown(found: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
             lines += [section.note, ""]
         lines += [_line(section.columns), _line(["---"] * len(section.columns))]
         lines += [*(_line(row) for row in section.rows), ""]
+        lines += [text for line in section.lines for text in (_plain(line), "")]
     if silent := _silent(found):
         lines += ["## Not scored", "", *(f"- {_plain(line)}" for line in silent), ""]
     lines += [f"![{name.removesuffix('.png')}]({name})" for name in pictures]

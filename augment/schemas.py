@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from augment.specs import TaskSpec
 
 MAX_NAME, MAX_NAMES, OLDEST = 60, 5, 110
+MAX_TITLE, LATEST = 200, 9999
 _BAND = r"^[0-9]{1,3}-[0-9]{1,3}$"
 
 
@@ -28,6 +29,7 @@ def _ordered(band: str) -> str:
 
 Short = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_NAME)]
 Names = Annotated[list[Short], Field(max_length=MAX_NAMES)]
+Title = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_TITLE)]
 Age = (
     Annotated[int, Field(ge=1, le=OLDEST)]
     | Annotated[str, StringConstraints(pattern=_BAND), AfterValidator(_ordered)]
@@ -82,6 +84,21 @@ class PairChoice(BaseModel):
     least_liked: int
 
 
+class ItemRecall(BaseModel):
+    """The check of an item recalled: null is what the model does not remember."""
+
+    model_config = _CONFIG
+    title: Title | None
+    year: Annotated[int, Field(ge=0, le=LATEST)] | None
+
+
+class HistoryRecall(BaseModel):
+    """The check of interactions recalled: titles, none if the model remembers none."""
+
+    model_config = _CONFIG
+    titles: list[Title]
+
+
 @lru_cache(maxsize=64)
 def profile_model(fields: tuple[str, ...], *, null: bool) -> type[BaseModel]:
     """Return the check of a profile; `null` allows what is not known."""
@@ -116,11 +133,17 @@ def _model(name: str, types: dict[str, Any]) -> type[BaseModel]:
 # What is asked for -----------------------------------------------------------------------------
 
 
-def json_schema(spec: TaskSpec) -> dict[str, Any]:
+def json_schema(spec: TaskSpec, form: str = "") -> dict[str, Any]:
     """Return the strict JSON schema of a task's answers, the same for all users or items.
 
     Everything is bounded, else a small model writes up to its limit.
+
+    Args:
+        spec: the task.
+        form: which question, of a task that asks several.
     """
+    if spec.kind == "memorisation":
+        return _recall_schema(spec, form)
     if spec.kind == "pairs":
         numbers = {"type": "integer", "enum": list(range(1, spec.settings["n_candidates"] + 1))}
         return _object({"most_liked": numbers, "least_liked": numbers})
@@ -148,6 +171,20 @@ def json_schema(spec: TaskSpec) -> dict[str, Any]:
     return _object(fields)
 
 
+def _recall_schema(spec: TaskSpec, form: str) -> dict[str, Any]:
+    title = {"type": "string", "maxLength": MAX_TITLE}
+    if form == "history":
+        titles = {"type": "array", "items": title, "maxItems": spec.settings["asked"]}
+        return _object({"titles": titles})
+    year = {"type": "integer", "minimum": 0, "maximum": LATEST}
+    return _object(
+        {
+            "title": {**title, "type": ["string", "null"]},
+            "year": {"anyOf": [year, {"type": "null"}]},
+        }
+    )
+
+
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
@@ -157,18 +194,21 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def response_format(spec: TaskSpec) -> dict[str, Any] | None:
+def response_format(spec: TaskSpec, form: str = "") -> dict[str, Any] | None:
     """Return what a body's `response_format` says; None if nothing is asked for."""
     if spec.prompt_set != "strict-1" or spec.structured == "none":
         return None
     if spec.structured == "json_object":
         return {"type": "json_object"}
-    schema = {"name": spec.kind, "strict": True, "schema": json_schema(spec)}
+    schema = {"name": spec.kind, "strict": True, "schema": json_schema(spec, form)}
     return {"type": "json_schema", "json_schema": schema}
 
 
-def form_in_words(spec: TaskSpec) -> str:
+def form_in_words(spec: TaskSpec, form: str = "") -> str:
     """Return an example of the form, for the prompt itself."""
+    if spec.kind == "memorisation":
+        record = '{"title": "<title>", "year": <number>}'
+        return '{"titles": ["<title>"]}' if form == "history" else record
     if spec.kind == "pairs":
         return '{"most_liked": <number>, "least_liked": <another number>}'
     fields: Sequence[str] = spec.settings["fields"]

@@ -15,9 +15,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Kind = Literal["pairs", "profiles", "attributes", "embed"]
+Kind = Literal["pairs", "profiles", "attributes", "embed", "memorisation"]
 Endpoint = Literal["chat.completions", "embeddings"]
-KINDS: tuple[Kind, ...] = ("pairs", "profiles", "attributes", "embed")
+EXPORTED: tuple[Kind, ...] = ("pairs", "profiles", "attributes", "embed")
+"""The tasks whose answers are trained on; the other one only tests who answers."""
+KINDS: tuple[Kind, ...] = (*EXPORTED, "memorisation")
 RANDOM = "random"
 """Stands for candidate pools drawn at random, the placebo, in configs and in specs."""
 _NOT_CONTENT = frozenset({"stream", "user", "metadata", "store", "service_tier"})
@@ -108,7 +110,7 @@ class Wanted:
 
     Attributes:
         entity: dense id of the user or item; for a group of items their first.
-        field: number of the draw, or of the field for embeddings.
+        field: number of the draw, of the field for embeddings, or of the probe.
         body: what is sent (one text for an embedding); None if skipped.
         context: what validation and export need beside the reply; plain JSON values.
         skip: why nothing is asked: "no_history", "no_title", "no_candidates", "empty_text".

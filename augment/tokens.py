@@ -112,6 +112,12 @@ def _answer_tokens(spec: TaskSpec) -> float:
         # a name of three tokens and quotes each; age, gender, country, language take two, the
         # three lists about four entries of four
         return 6.0 * n_fields + 4 * 2 + 3 * 4 * 4
+    if spec.kind == "memorisation":
+        # a title of seven tokens with its quotes, in a frame; items are asked for twice, by id
+        # and by title, and histories twice, under their own id and another
+        n_items, n_users = spec.settings["items"], spec.settings["users"]
+        per_history = 6.0 + 9.0 * spec.settings["asked"]
+        return float((20.0 * n_items + per_history * n_users) / max(1, n_items + n_users))
     # the frame, an id of four tokens, then name, quotes and value of each field
     return 6.0 + spec.items_per_call * (10.0 + 8.0 * n_fields)
 

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from augment.prompts import HEURISTIC, Renderer, clean_text, repair
-from augment.schemas import PairChoice, is_list, profile_model, record_model
+from augment.schemas import (
+    HistoryRecall,
+    ItemRecall,
+    PairChoice,
+    is_list,
+    profile_model,
+    record_model,
+)
 from augment.specs import Child, Verdict
 from augment.validate_lenient import (
     RejectedError,
@@ -61,11 +68,11 @@ def validate(
         raw: the exact body of a 200.
         body: what was sent.
         context: "shown" (dense ids), "ids" (as shown) and, for the older prompt set, "history"
-            of pairs; "ids", "items" and "lines" of attributes.
+            of pairs; "ids", "items" and "lines" of attributes; "form" of memorisation.
 
     Returns:
         The verdict. Its value is {"most_liked": k, "least_liked": m} with positions 1 to n in the
-        order shown, a profile's record, or {shown id: record} for attributes.
+        order shown, a profile's record, {shown id: record} for attributes, or what was recalled.
     """
     outer = _outer(raw, body, spec)
     if isinstance(outer, Verdict):
@@ -75,6 +82,8 @@ def validate(
             return Verdict("accepted", _pair(spec, outer, context))
         if spec.kind == "profiles":
             return Verdict("accepted", _profile(spec, outer))
+        if spec.kind == "memorisation":
+            return Verdict("accepted", _recall(spec, outer, context["form"]))
         return _attributes(spec, outer, body, context)
     except RejectedError as problem:
         return _rejected(spec, body, outer, problem)
@@ -178,6 +187,18 @@ def _profile(spec: TaskSpec, text: str) -> dict[str, Any]:
     fields = tuple(spec.settings["fields"])
     value = coerced(parse_record(text, fields), fields) if _lenient(spec) else parse_json(text)
     return _known(spec, _checked(profile_model(fields, null=not _lenient(spec)), value))
+
+
+def _recall(spec: TaskSpec, text: str, form: str) -> dict[str, Any]:
+    """Return a title and a year, or the titles of a history."""
+    value = _known(
+        spec, _checked(HistoryRecall if form == "history" else ItemRecall, parse_json(text))
+    )
+    if form == "history" and len(value["titles"]) > spec.settings["asked"]:
+        raise RejectedError(
+            "wrong_count", f"at most {spec.settings['asked']} titles are asked for."
+        )
+    return value
 
 
 # Pairs -----------------------------------------------------------------------------------------

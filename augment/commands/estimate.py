@@ -31,6 +31,7 @@ from augment.commands.options import (
     limit_of,
     wide_console,
 )
+from augment.specs import KINDS
 from llmrec_pl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_config_arguments(parser)
-    parser.add_argument("--only", metavar="TASKS", help="of pairs,profiles,attributes,embed")
+    parser.add_argument("--only", metavar="TASKS", help=f"of {','.join(KINDS)}")
     add_limit_argument(parser)
     parser.add_argument(
         "--sample", type=int, metavar="N", help="render the prompts of N users only (all)"

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from augment.commands.options import add_config_arguments, config_of
 from augment.placebo import PLACEBOS
-from augment.specs import KINDS
+from augment.specs import EXPORTED
 
 if TYPE_CHECKING:
     import argparse
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _show(made: Augmentation, console: Console) -> None:
     coverage = made.manifest["coverage"]
-    for kind, found in ((k, coverage[k]) for k in KINDS if k in coverage):
+    for kind, found in ((k, coverage[k]) for k in EXPORTED if k in coverage):
         line = f"{kind}: {found['done']:,} of {found['asked']:,} answers ({found['share']:.1%})"
         if found["skipped"]:
             line += f", {found['skipped']:,} not asked for"

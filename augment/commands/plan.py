@@ -21,6 +21,7 @@ from augment.commands.options import (
     limit_of,
     wide_console,
 )
+from augment.specs import KINDS
 
 if TYPE_CHECKING:
     import argparse
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_config_arguments(parser)
-    parser.add_argument("--only", metavar="TASKS", help="of pairs,profiles,attributes,embed")
+    parser.add_argument("--only", metavar="TASKS", help=f"of {','.join(KINDS)}")
     add_limit_argument(parser)
     parser.add_argument("--i-know", action="store_true", help="allow a network file system")
 

@@ -34,7 +34,7 @@ from augment.commands.options import (
     limit_of,
     wide_console,
 )
-from augment.specs import KINDS
+from augment.specs import EXPORTED, KINDS
 from llmrec_pl.errors import AugmentationError, ConfigError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     finally:
         _show(config, console)
     if not args.no_export:
-        _export(config, dataset, console)
+        _export(config, dataset, only, console)
 
 
 def _ask(
@@ -195,8 +195,19 @@ def _show(config: AugmentConfig, console: Console) -> None:
         show_status(read_status(config.store), console)
 
 
-def _export(config: AugmentConfig, dataset: InteractionDataset, console: Console) -> None:
+def _export(
+    config: AugmentConfig,
+    dataset: InteractionDataset,
+    only: frozenset[Kind] | None,
+    console: Console,
+) -> None:
     from augment.export import export
+
+    trained_on = [kind for kind in EXPORTED if getattr(config.tasks, kind) is not None]
+    if not trained_on or (only is not None and only.isdisjoint(trained_on)):
+        line = "nothing of this is trained on; next: python -m augment report with the same config"
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        return
 
     made = export(config.store, config, dataset)
     console.print(written(made), highlight=False, markup=False, soft_wrap=True)

@@ -165,7 +165,7 @@ def test_overlays_change_what_they_say_and_nothing_else(base, overlay):
         [CONFIGS / f"{base}.yaml", CONFIGS / "placebos" / f"{overlay}.yaml"]
     ).model_dump()
     for kind, task in plain["tasks"].items():
-        if overlay == "masked_titles" and kind != "embed":
+        if overlay == "masked_titles" and kind in ("pairs", "profiles", "attributes"):
             task["mask_titles"] = True
         elif overlay == "random_pool" and kind == "pairs":
             task["pool"] = "random"

@@ -9,7 +9,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import augment
-from augment.prompts import MAX_ID, MAX_TEXT, Renderer, clean_text, repair, shown_id, template
+from augment.prompts import (
+    FORMS,
+    MAX_ID,
+    MAX_TEXT,
+    Renderer,
+    clean_text,
+    repair,
+    shown_id,
+    template,
+)
 from augment.specs import canonical_json
 from llmrec_pl.errors import ConfigError
 from tests.augment.tiny_data import ITEMS, ask, prompt, tiny
@@ -31,7 +40,8 @@ def test_templates_are_the_locked_ones():
         for path in PROMPTS.rglob("*.txt")
     }
     assert found == locked, "a changed template needs a new set, or a new lock"
-    assert set(found) == {f"{name}/{task}.txt" for name in SETS for task in TASKS}
+    recall = {f"strict-1/memorisation-{form}.txt" for form in FORMS["memorisation"]}
+    assert set(found) == {f"{name}/{task}.txt" for name in SETS for task in TASKS} | recall
 
 
 def test_every_data_file_is_in_the_wheel():
