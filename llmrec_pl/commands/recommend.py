@@ -81,6 +81,7 @@ def recommendation_tables(
         One table a user: the recommendations beside the user's history.
     """
     import numpy as np
+    import torch
 
     from llmrec_pl.checkpoints import CHECKPOINT_KEY, read_checkpoint
     from llmrec_pl.data.datamodule import RecDataModule
@@ -94,9 +95,9 @@ def recommendation_tables(
     dataset = data.dataset
     users = _find_users(dataset, user_ids, n_random)
     model = Recommender.from_checkpoint(ckpt_path, dataset, data.features)
-    user, item = (x.detach() for x in model.encode())
+    user, item = model.ranking_rows(torch.tensor(users, dtype=torch.int64))
     seen = sparse_rows(dataset.known_items(), np.asarray(users))
-    ids, scores = top_k(user[users], item, k, seen)
+    ids, scores = top_k(user, item, k, seen)
     titles, about = dataset.titles(), _about(dataset)
     tables = []
     for row, dense in enumerate(users):

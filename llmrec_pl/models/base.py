@@ -47,8 +47,8 @@ class Representations(NamedTuple):
 class Recommender(L.LightningModule):
     """A two-tower recommender; a subclass implements `build` and `encode`.
 
-    Every model has the parameters ``user_embedding.weight`` and ``item_embedding.weight``, made
-    by `make_embeddings`.
+    Models trained by gradients have the parameters ``user_embedding.weight`` and
+    ``item_embedding.weight``, made by `make_embeddings`; see `closed_form` for the others.
 
     Args:
         embedding_dim: width d of the embeddings.
@@ -180,18 +180,21 @@ class Recommender(L.LightningModule):
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch["user"]))
         return total
 
-    def _encode_for_evaluation(self) -> None:
-        # Half precision leaves few distinct scores among thousands of items.
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            self._evaluated = Representations(*(x.float() for x in self.encode()))
+    def ranking_rows(self, users: Tensor) -> Representations:
+        """Return vectors of some users ``[n]`` and of all items, in float32, to rank by.
 
-    on_validation_epoch_start = _encode_for_evaluation
-    on_test_epoch_start = _encode_for_evaluation
-    on_predict_epoch_start = _encode_for_evaluation
+        By default those of `encode`, which runs once and is kept until an evaluation begins or
+        ends. A model whose vectors are too long for that may override it with any vectors of the
+        same inner products.
+        """
+        if self._evaluated is None:
+            # Half precision leaves few distinct scores among thousands of items.
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                self._evaluated = Representations(*(x.detach().float() for x in self.encode()))
+        return Representations(self._evaluated.user[users], self._evaluated.item)
 
     def _evaluation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Representations:
-        assert self._evaluated is not None
-        return Representations(self._evaluated.user[batch["user"]], self._evaluated.item)
+        return self.ranking_rows(batch["user"])
 
     validation_step = _evaluation_step  # type: ignore[assignment]
     test_step = _evaluation_step  # type: ignore[assignment]
@@ -200,6 +203,9 @@ class Recommender(L.LightningModule):
     def _drop_evaluated(self) -> None:
         self._evaluated = None
 
+    on_validation_epoch_start = _drop_evaluated
+    on_test_epoch_start = _drop_evaluated
+    on_predict_epoch_start = _drop_evaluated
     on_validation_epoch_end = _drop_evaluated
     on_test_epoch_end = _drop_evaluated
     on_predict_epoch_end = _drop_evaluated
@@ -284,7 +290,7 @@ class Recommender(L.LightningModule):
         return model.eval()
 
     def load_named_weights(self, weights: Mapping[str, Any]) -> None:
-        """Copy arrays into parameters by name, for comparison with other implementations.
+        """Copy arrays into parameters and persistent buffers by name, to compare implementations.
 
         Args:
             weights: name to array; ``user_embedding`` stands for ``user_embedding.weight``.
@@ -292,18 +298,17 @@ class Recommender(L.LightningModule):
         Raises:
             ConfigError: a name is unknown or a shape differs.
         """
-        parameters = dict(self.named_parameters())
+        held = self.state_dict()
         for name, value in weights.items():
-            key = name if name in parameters else f"{name}.weight"
+            key = name if name in held else f"{name}.weight"
             tensor = torch.as_tensor(np.asarray(value))
-            if key not in parameters or parameters[key].shape != tensor.shape:
-                shapes = {n: tuple(p.shape) for n, p in parameters.items()}
+            if key not in held or held[key].shape != tensor.shape:
+                shapes = {n: tuple(t.shape) for n, t in held.items()}
                 raise ConfigError(
                     f"cannot load weight {name!r} of shape {tuple(tensor.shape)}; the model has "
                     f"{shapes}."
                 )
-            with torch.no_grad():
-                parameters[key].copy_(tensor)
+            held[key].copy_(tensor)
 
     def fingerprint(self) -> str:
         """Return the sha256 of all parameters and persistent buffers."""
