@@ -24,6 +24,7 @@ COMMANDS = {
     "features": "make feature matrices from item text or images",
     "augmentation": "convert or show an exported augmentation",
     "recommend": "show recommendations with titles for single users",
+    "compare": "test whether models differ, user by user, on kept metrics",
     "tune": "search for hyper-parameters on the validation split",
     "sweep": "train many models with many seeds, and make one table of them",
 }
