@@ -1,13 +1,16 @@
-"""References without training: popularity, and cosine k nearest items."""
+"""References that are solved at once: popularity, and item-based nearest neighbours."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
+import torch
 
 from benchmarks.scoring import evaluate_scores
+from llmrec_pl.data.features import FeatureStore
+from llmrec_pl.models.item_knn import ItemKNN, Weighting
+from llmrec_pl.models.popularity import Popularity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,53 +18,32 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llmrec_pl.data.dataset import InteractionDataset
+    from llmrec_pl.models.closed_form import ClosedForm
 
-NEIGHBOURS: tuple[int | None, ...] = (20, 50, 100, 200, None)
-
-
-def popularity(train: sp.csr_array) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
-    """Score every item by its number of train interactions, for all users alike."""
-    count = np.bincount(train.indices, minlength=train.shape[1]).astype(np.float32)
-    return lambda users: np.tile(count, (len(users), 1))
+NEIGHBOURS = (20, 50, 100, 200)
+SHRINKAGES = (0.0, 50.0)
+WEIGHTINGS: tuple[Weighting, ...] = ("none", "bm25")
 
 
-def item_knn(
-    train: sp.csr_array, k: int | None
+def solve(
+    model: ClosedForm, dataset: InteractionDataset
 ) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
-    """Score an item by the sum of its cosine similarities to the user's train items.
+    """Solve a model that needs no features, and return its scores as a function of users."""
+    model.build_seeded(dataset, FeatureStore(), seed=0)
+    model.refresh()
 
-    Source: Deshpande and Karypis, "Item-based top-N recommendation algorithms", TOIS 2004.
-    Deviations: similarities are not normalised once more per item.
+    def scores(users: NDArray[np.int64]) -> NDArray[np.float32]:
+        user, item = model.ranking_rows(torch.from_numpy(users))
+        found: NDArray[np.float32] = (user @ item.T).numpy()
+        return found
 
-    Args:
-        train: boolean CSR ``[n_users, n_items]``.
-        k: neighbours that each train item lends its vote to; None for all.
-    """
-    matrix = sp.csr_array(train, dtype=np.float32)
-    norm = np.maximum(np.sqrt(matrix.sum(axis=0)), 1e-12)
-    columns = sp.csr_array(matrix @ sp.diags_array(1 / norm)).astype(np.float32)
-    similarity = sp.csr_array(columns.T @ columns)
-    similarity.setdiag(0)
-    similarity.eliminate_zeros()
-    if k is not None:
-        similarity = _strongest(similarity, k)
-    return lambda users: (matrix[users] @ similarity).toarray()
-
-
-def _strongest(similarity: sp.csr_array, k: int) -> sp.csr_array:
-    """Keep the k largest entries of each row, ties to the lower column."""
-    row = np.repeat(np.arange(similarity.shape[0]), np.diff(similarity.indptr))
-    order = np.lexsort((similarity.indices, -similarity.data, row))
-    place = np.arange(len(order)) - similarity.indptr[row]
-    kept = order[place < k]
-    entries = (similarity.data[kept], (row[kept], similarity.indices[kept]))
-    return sp.csr_array(entries, shape=similarity.shape)
+    return scores
 
 
 def evaluate_closed_form(
     dataset: InteractionDataset, opened: InteractionDataset | None
 ) -> list[dict[str, Any]]:
-    """Evaluate both references, k chosen on validation Recall@20.
+    """Evaluate both references, the settings of item-kNN chosen on validation Recall@20.
 
     Args:
         dataset: with the test split sealed.
@@ -70,14 +52,16 @@ def evaluate_closed_form(
     Returns:
         One record a reference.
     """
-    scorers = {str(k or "all"): item_knn(dataset.train, k) for k in NEIGHBOURS}
-    validation = {name: evaluate_scores(s, dataset, "val") for name, s in scorers.items()}
-    best = max(validation, key=lambda name: validation[name]["recall@20"])
-    popular = popularity(dataset.train)
-    tried = {name: metrics["recall@20"] for name, metrics in validation.items()}
+    grid = [(w, s, k) for w in WEIGHTINGS for s in SHRINKAGES for k in NEIGHBOURS]
+    scorers = {g: solve(ItemKNN(g[2], g[1], g[0]), dataset) for g in grid}
+    validation = {g: evaluate_scores(s, dataset, "val") for g, s in scorers.items()}
+    best = max(grid, key=lambda g: validation[g]["recall@20"])
+    popular = solve(Popularity(), dataset)
+    settings = dict(zip(("weighting", "shrinkage", "n_neighbours"), best, strict=True))
+    tried = {", ".join(map(str, g)): validation[g]["recall@20"] for g in grid}
     records: list[dict[str, Any]] = [
         {"model": "popularity", "settings": {}, "trials": {}},
-        {"model": "item-kNN", "settings": {"k": best}, "trials": tried},
+        {"model": "item-kNN", "settings": settings, "trials": tried},
     ]
     records[0]["validation"] = evaluate_scores(popular, dataset, "val")
     records[1]["validation"] = validation[best]
