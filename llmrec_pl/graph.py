@@ -147,6 +147,23 @@ class BipartiteGraph(nn.Module):
         """
         return self.to_user(item), self.to_item(user)
 
+    def mean_of_layers(self, user: Tensor, item: Tensor, n_layers: int) -> tuple[Tensor, Tensor]:
+        """Propagate L times and average layers 0..L (LightGCN Eq. 4).
+
+        Args:
+            user: ``[n_users, d]``.
+            item: ``[n_items, d]``.
+            n_layers: L.
+
+        Returns:
+            User and item features of the same shapes.
+        """
+        user_sum, item_sum = user, item
+        for _ in range(n_layers):
+            user, item = self.propagate(user, item)
+            user_sum, item_sum = user_sum + user, item_sum + item
+        return user_sum / (n_layers + 1), item_sum / (n_layers + 1)
+
 
 def weighted_sum(
     columns: Tensor, weight: Tensor, x: Tensor, offsets: Tensor | None = None
@@ -166,9 +183,9 @@ def weighted_sum(
         ``[n_out, d]``.
     """
     with torch.autocast(x.device.type, enabled=False):
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        x = _at_least_float32(x)
         return F.embedding_bag(
-            columns, x.to(dtype), offsets, mode="sum", per_sample_weights=weight.to(dtype)
+            columns, x, offsets, mode="sum", per_sample_weights=weight.to(x.dtype)
         )
 
 
@@ -236,3 +253,103 @@ def _offsets(row: NDArray[np.int64], n_rows: int) -> NDArray[np.int64]:
     """Return where each row's entries begin among the sorted ones, ``[n_rows]``."""
     count = np.bincount(row, minlength=n_rows)
     return np.concatenate([[0], np.cumsum(count)[:-1]]).astype(np.int64)
+
+
+@torch.no_grad()
+def nearest_neighbours(x: Tensor, k: int, row_tile: int = 1024, column_tile: int = 8192) -> Tensor:
+    """Return the k rows of highest cosine to each row, itself first.
+
+    Memory is `row_tile` x `column_tile`, never n x n. Equal cosines are ordered by id, so the
+    result does not depend on the tiles. A zero row, such as an item without the feature, has
+    cosine 0 to all.
+
+    Args:
+        x: ``[n, d]``.
+        k: neighbours of a row, itself included; all n where there are fewer.
+        row_tile: rows compared at once.
+        column_tile: with how many others.
+
+    Returns:
+        Ids int64 ``[n, min(k, n)]``, in falling order of cosine.
+
+    Raises:
+        ConfigError: `k` or a tile is not positive.
+    """
+    for name, value in (("k", k), ("row_tile", row_tile), ("column_tile", column_tile)):
+        if value < 1:
+            raise ConfigError(f"`{name}` of `nearest_neighbours` must be positive, got {value}.")
+    k = min(k, len(x))
+    with torch.autocast(x.device.type, enabled=False):
+        unit = F.normalize(_at_least_float32(x), dim=1)
+        tiles = [
+            _nearest_of_tile(unit, start, min(start + row_tile, len(unit)), k, column_tile)
+            for start in range(0, len(unit), row_tile)
+        ]
+    return torch.cat(tiles) if tiles else torch.zeros(0, k, dtype=torch.int64, device=x.device)
+
+
+def _nearest_of_tile(unit: Tensor, start: int, stop: int, k: int, column_tile: int) -> Tensor:
+    """Return the neighbours of rows `start` to `stop`, merged over the columns, ``[rows, k]``."""
+    rows = unit[start:stop]
+    best = rows.new_zeros(len(rows), 0)
+    ids = torch.zeros(len(rows), 0, dtype=torch.int64, device=rows.device)
+    for left in range(0, len(unit), column_tile):
+        cosine = rows @ unit[left : left + column_tile].T
+        if left < stop and start < left + column_tile:
+            cosine.diagonal(start - left).fill_(torch.inf)
+        columns = _largest(cosine, min(k, cosine.shape[1]))
+        # Earlier columns have lower ids and come first, where a stable sort leaves them.
+        merged = torch.cat([best, cosine.gather(1, columns)], dim=1)
+        ids = torch.cat([ids, columns + left], dim=1)
+        best, order = merged.sort(dim=1, descending=True, stable=True)
+        best, ids = best[:, :k], ids.gather(1, order[:, :k])
+    return ids
+
+
+def _largest(values: Tensor, k: int) -> Tensor:
+    """Return the columns of each row's k largest values, the lower of equal ones, ascending."""
+    wanted = min(k + 1, values.shape[1])
+    top, columns = values.topk(wanted, dim=1)
+    columns = columns[:, :k]
+    if wanted > k:
+        # A tie across the border: which of the equal values is in must not be left to topk.
+        tied = (top[:, k - 1] == top[:, k]).nonzero().squeeze(1)
+        if len(tied):
+            border, row = top[tied, k - 1].unsqueeze(1), values[tied]
+            above, equal = row > border, row == border
+            room = k - above.sum(dim=1, keepdim=True)
+            kept = above | (equal & (equal.cumsum(dim=1) <= room))
+            columns[tied] = kept.nonzero()[:, 1].view(len(tied), k)
+    return columns.sort(dim=1).values
+
+
+def neighbour_weights(x: Tensor, neighbours: Tensor) -> Tensor:
+    """Weight the edges to neighbours by cosine, cut at 0 and normalised symmetrically.
+
+    ``D^-1/2 S D^-1/2`` with the row sums D of S, in float32 outside autocast (float64 if `x`
+    is), with gradient for `x`. Rows without a positive weight stay empty.
+
+    Args:
+        x: ``[n, d]``.
+        neighbours: distinct ids in each row, ``[n, k]``.
+
+    Returns:
+        ``[n, k]``.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        unit = F.normalize(_at_least_float32(x), dim=1)
+        cosine = (F.embedding(neighbours, unit) @ unit.unsqueeze(2)).squeeze(2).relu()
+        degree = cosine.sum(dim=1)
+        scale = torch.where(degree > 0, degree, 1.0).rsqrt()
+        return scale.unsqueeze(1) * cosine * scale[neighbours]
+
+
+def neighbour_operator(neighbours: Tensor, weight: Tensor) -> SparseOperator:
+    """Return the constant operator that sums weighted neighbours ``[n, k]``."""
+    n, k = neighbours.shape
+    arrays = (weight.flatten().numpy(), neighbours.flatten().numpy(), np.arange(0, n * k + 1, k))
+    return SparseOperator(sp.csr_array(arrays, shape=(n, n)))
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -85,6 +85,51 @@ def pruned_bpr_loss(
     return -log_likelihood.topk(n_kept, largest=keep == "easiest", sorted=False).values.mean()
 
 
+def sampled_softmax_loss(positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
+    """Return the mean negative log likelihood of the positive among itself and its negatives.
+
+    ``-log exp(y_ui / t) / (exp(y_ui / t) + sum_j exp(y_uj / t))``; with one negative and
+    temperature 1 it is `bpr_loss`.
+
+    Source: Eq. (4) of Wu et al., "On the Effectiveness of Sampled Softmax Loss for Item
+    Recommendation", 2022; as an estimate of mutual information, Eq. (1) of van den Oord et al.,
+    "Contrastive Predictive Coding", 2018.
+    Deviations: no correction for the sampling probabilities, because ours are uniform.
+
+    Args:
+        positive: scores ``[n]``.
+        negative: scores ``[n, n_negatives]``; -inf leaves one out.
+        temperature: t, positive.
+
+    Returns:
+        A scalar in nats; finite for finite `positive`.
+    """
+    positive, negative = _full_precision(positive), _full_precision(negative)
+    scores = torch.cat([positive.unsqueeze(1), negative], dim=1) / temperature
+    return -scores.log_softmax(dim=1)[:, 0].mean()
+
+
+def cosine_contrastive_loss(
+    positive: Tensor, negative: Tensor, margin: float, negative_weight: float
+) -> Tensor:
+    """Pull positives to a cosine of 1, and push those negatives away that are above a margin.
+
+    ``1 - y_ui + w * mean_j max(0, y_uj - m)``, the mean over the batch.
+
+    Source: Eq. (2), CCL, of Mao et al., "SimpleX", CIKM 2021.
+    Deviations: none.
+
+    Args:
+        positive: cosines ``[n]``.
+        negative: cosines ``[n, n_negatives]``.
+        margin: m.
+        negative_weight: w.
+    """
+    positive, negative = _full_precision(positive), _full_precision(negative)
+    pushed = (negative - margin).clamp(min=0.0).mean(dim=1)
+    return (1.0 - positive + negative_weight * pushed).mean()
+
+
 def _squared_norm(*tensors: Tensor) -> Tensor:
     return torch.stack([_full_precision(t).square().sum() for t in tensors]).sum()
 
@@ -146,3 +191,31 @@ def restoration_loss(restored: Tensor, target: Tensor, gamma: float) -> Tensor:
         return restored.sum()
     cosine = F.cosine_similarity(_full_precision(restored), _full_precision(target), dim=-1)
     return (1.0 - cosine).clamp(min=0.0).pow(gamma).mean()
+
+
+def two_view_contrast_loss(view: Tensor, other: Tensor, temperature: float) -> Tensor:
+    """Return the InfoNCE between two views of the same nodes, with negatives of both.
+
+    With cosines s, the mean over n of ``-log exp(s(v_n, o_n) / t) / Z_n``, where Z_n sums
+    ``exp(s(v_n, o_m) / t)`` over all m and ``exp(s(v_n, v_m) / t)`` over m other than n.
+
+    Source: Zhu et al., "Deep Graph Contrastive Representation Learning", 2020, Eq. (1), as the
+    released MICRO code uses it.
+    Deviations: one direction only, views are not projected.
+
+    Args:
+        view: anchors, ``[n, d]``.
+        other: their counterparts, ``[n, d]``.
+        temperature: t.
+
+    Returns:
+        A scalar in nats; takes memory in n squared, so n is a batch.
+    """
+    with torch.autocast(view.device.type, enabled=False):
+        v = F.normalize(_full_precision(view), dim=1)
+        o = F.normalize(_full_precision(other), dim=1)
+        between = v @ o.T / temperature
+        itself = torch.eye(len(v), dtype=torch.bool, device=v.device)
+        within = (v @ v.T / temperature).masked_fill(itself, -torch.inf)
+        total = torch.cat([between, within], dim=1).logsumexp(dim=1)
+        return (total - between.diagonal()).mean()
