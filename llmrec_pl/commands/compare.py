@@ -104,7 +104,7 @@ def load_groups(arguments: list[str], split: str | None) -> tuple[list[RunGroup]
     from llmrec_pl.evaluation.kept_runs import SPLITS, find_runs, group_runs, has_kept, read_run
 
     places: dict[str | None, list[Path]] = {}
-    left_out: list[str] = []
+    left_out: list[Path] = []
     wanted = SPLITS if split is None else (split,)
     for argument in arguments:
         name, paths = _parse(argument)
@@ -115,11 +115,13 @@ def load_groups(arguments: list[str], split: str | None) -> tuple[list[RunGroup]
                 if kept or folder == path:
                     places.setdefault(name, []).append(folder)
                 else:
-                    left_out.append(str(folder))
+                    left_out.append(folder)
     folders = [folder for found in places.values() for folder in found]
+    if not folders:
+        folders = left_out[:1]  # to be told what it lacks
+        places = {None: folders}
     if split is None:
-        all_tested = bool(folders) and all(has_kept(folder, "test") for folder in folders)
-        split = "test" if all_tested else "val"
+        split = "test" if all(has_kept(folder, "test") for folder in folders) else "val"
     named = {}
     unnamed = []
     for name, found in places.items():
@@ -130,7 +132,7 @@ def load_groups(arguments: list[str], split: str | None) -> tuple[list[RunGroup]
             named[name] = runs
     groups, warnings = group_runs(unnamed, named)
     if left_out:
-        warnings.append(f"left out, without metrics of {split}: {', '.join(left_out)}.")
+        warnings.append(f"left out, without metrics of {split}: {', '.join(map(str, left_out))}.")
     return groups, warnings
 
 

@@ -159,7 +159,13 @@ def compare(
         "seed": seed,
         "runs": {group.label: [str(run.folder) for run in group.runs] for group in groups},
     }
-    return Comparison(lines, about, _warnings(groups))
+    warnings = _warnings(groups)
+    if len(found) / (1 + draws) >= STARS[-1][0]:
+        warnings.append(
+            f"{draws:,} draws are too few for {len(found)} comparisons: no adjusted p can be below "
+            f"{STARS[-1][0]}; raise `--draws`."
+        )
+    return Comparison(lines, about, warnings)
 
 
 def _known_metrics(groups: Sequence[RunGroup], wanted: Sequence[str]) -> list[str]:

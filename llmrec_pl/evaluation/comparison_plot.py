@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,12 +33,16 @@ def plot_comparison(comparison: Comparison, paths: Sequence[Path]) -> None:
     metrics = comparison.about["metrics"]
     order = [line.label for line in comparison.of(metrics[0])]
     height = 1.5 + 0.5 * len(order)
-    figure = Figure(figsize=(2.2 + 4.2 * len(metrics), height), layout="constrained")
+    # Labels are names of users' own: a dollar sign is no formula.
+    labels = [textwrap.fill(label, 28) for label in order]
+    longest = max(len(part) for label in labels for part in label.split("\n"))
+    width = 1.2 + 0.07 * longest + 4.4 * len(metrics)
+    figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         lines = {line.label: line for line in comparison.of(metric)}
         _panel(axes, [lines[label] for label in order], metric)
-    panels[0].set_yticks(range(len(order)), order)
+    panels[0].set_yticks(range(len(order)), labels, parse_math=False)
     panels[0].set_ylim(len(order) - 0.5, -0.6)
     about = comparison.about
     figure.suptitle(
@@ -46,6 +51,7 @@ def plot_comparison(comparison: Comparison, paths: Sequence[Path]) -> None:
         x=0.01,
         ha="left",
         fontsize=10,
+        parse_math=False,
     )
     for path in paths:
         figure.savefig(path, dpi=150)
@@ -56,7 +62,8 @@ def _panel(axes: Axes, lines: Sequence[Line], metric: str) -> None:
     axes.axvline(0, color=_GREY, lw=1)
     for row, line in enumerate(lines):
         seeds = np.asarray(line.run_means) - baseline
-        axes.plot(seeds, np.full(len(seeds), row + 0.18), "|", color=_GREY, ms=6)
+        if len(seeds) > 1:
+            axes.plot(seeds, np.full(len(seeds), row + 0.18), "|", color=_GREY, ms=6)
         if line.versus is None:
             axes.plot(0, row, "s", color=_GREY, ms=6)
             text = f"{line.mean:.4f}, baseline"
@@ -68,8 +75,8 @@ def _panel(axes: Axes, lines: Sequence[Line], metric: str) -> None:
             axes.plot([low, high], [row, row], color=color, lw=2, solid_capstyle="butt")
             axes.plot(line.versus.difference, row, "o", color=color, ms=6)
             p = format_p(line.versus.p_holm)
-            text = f"{line.mean:.4f}, p {p if p.startswith('<') else f'= {p}'}"
-            text += f" {line.versus.stars}"
+            text = f"{line.mean:.4f}, Holm p {p if p.startswith('<') else f'= {p}'}"
+            text += f" {line.versus.stars}" if line.versus.stars else ""
         axes.annotate(
             text,
             (1.0, row),
@@ -81,7 +88,7 @@ def _panel(axes: Axes, lines: Sequence[Line], metric: str) -> None:
             color=_DARK,
         )
     axes.set_title(metric_heading(metric), loc="left", fontsize=10)
-    axes.set_xlabel("difference (bars: single seeds)", fontsize=9)
+    axes.set_xlabel("difference (ticks: single seeds)", fontsize=9)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(labelsize=9)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -224,8 +224,8 @@ def _latex_p(p: float) -> str:
 
 def _latex_caption(comparison: Comparison, *, wide: bool) -> str:
     about = comparison.about
-    levels = ", ".join(f"${stars}$ $p < {level:g}$" for level, stars in reversed(STARS))
-    meaning = "$p$" if wide else levels
+    levels = ", ".join(f"$^{{{stars}}}$ $p < {level:g}$" for level, stars in reversed(STARS))
+    meaning = "$p$" if wide else f"Stars ({levels})"
     return (
         f"Mean and standard deviation over seeds, {latex_escape(about['split'])} split of "
         f"{latex_escape(about['data']['name'])}, {about['users']:,} users. {meaning}: paired "

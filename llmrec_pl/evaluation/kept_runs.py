@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 SPLITS = ("val", "test")
 _VERBS = {"val": "validate", "test": "test"}
 _ID_COLUMNS = ("user", "user_id", "n_relevant")
+_RECORD_KEYS = ("stage", "model", "profile", "ks", "metrics", "data")
 _NOT_A_SETTING = re.compile(
     r"seed_everything|ckpt_path|weights_only|(evaluation|resume|predictions)\..*"
     r"|data\.(root|seed|num_workers|verify|eval_batch_size)"
     r"|data\.(augmentation|llm_edge_rate|llm_parts|exclude_features)"  # the record says it better
-    r"|trainer\.(default_root_dir|accelerator|logger|log_every_n_steps|profiler|deterministic"
+    r"|trainer\.(default_root_dir|accelerator|logger|logger\..*|log_every_n_steps|profiler|deterministic"
     r"|benchmark|num_sanity_val_steps|enable_.*)|checkpoint\.dirpath|.*\.verbose"
 )
 """Keys of a config that change where and how a run is made, not what is trained."""
@@ -127,7 +128,7 @@ def read_run(folder: Path, split: str) -> KeptRun:
             + (", which opens its sealed test split." if split == "test" else ".")
         )
     path = folder / "metrics" / f"{split}_per_user.parquet"
-    record = _read_json(folder / "metrics" / f"{split}.json")
+    record = _read_record(folder / "metrics" / f"{split}.json")
     try:
         frame = pl.read_parquet(path).with_columns(pl.col("user_id").cast(pl.String))
         frame = frame.sort("user_id")
@@ -147,7 +148,7 @@ def read_run(folder: Path, split: str) -> KeptRun:
         user_ids=frame["user_id"].to_numpy().astype(np.str_),
         n_relevant=n_relevant,
         values=values,
-        validation=_read_json(validation)["metrics"] if validation.exists() else None,
+        validation=_read_record(validation)["metrics"] if validation.exists() else None,
     )
 
 
@@ -165,11 +166,16 @@ def _check_one_evaluation(
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{str(path)!r} is no JSON: {error}; evaluate the run again.") from error
+        missing = [key for key in _RECORD_KEYS if key not in record]
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{str(path)!r} is no record: {error}; evaluate the run again."
+        ) from error
+    if missing:
+        raise ConfigError(f"{str(path)!r} lacks {missing}; evaluate the run again.")
     return record
 
 
