@@ -191,3 +191,31 @@ def restoration_loss(restored: Tensor, target: Tensor, gamma: float) -> Tensor:
         return restored.sum()
     cosine = F.cosine_similarity(_full_precision(restored), _full_precision(target), dim=-1)
     return (1.0 - cosine).clamp(min=0.0).pow(gamma).mean()
+
+
+def two_view_contrast_loss(view: Tensor, other: Tensor, temperature: float) -> Tensor:
+    """Return the InfoNCE between two views of the same nodes, with negatives of both.
+
+    With cosines s, the mean over n of ``-log exp(s(v_n, o_n) / t) / Z_n``, where Z_n sums
+    ``exp(s(v_n, o_m) / t)`` over all m and ``exp(s(v_n, v_m) / t)`` over m other than n.
+
+    Source: Zhu et al., "Deep Graph Contrastive Representation Learning", 2020, Eq. (1), as the
+    released MICRO code uses it.
+    Deviations: one direction only, views are not projected.
+
+    Args:
+        view: anchors, ``[n, d]``.
+        other: their counterparts, ``[n, d]``.
+        temperature: t.
+
+    Returns:
+        A scalar in nats; takes memory in n squared, so n is a batch.
+    """
+    with torch.autocast(view.device.type, enabled=False):
+        v = F.normalize(_full_precision(view), dim=1)
+        o = F.normalize(_full_precision(other), dim=1)
+        between = v @ o.T / temperature
+        itself = torch.eye(len(v), dtype=torch.bool, device=v.device)
+        within = (v @ v.T / temperature).masked_fill(itself, -torch.inf)
+        total = torch.cat([between, within], dim=1).logsumexp(dim=1)
+        return (total - between.diagonal()).mean()

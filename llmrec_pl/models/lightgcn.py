@@ -74,9 +74,5 @@ class LightGCN(ObjectiveRecommender):
 
     def represent(self) -> Representations:
         """Propagate L times and average the layers."""
-        user, item = self.user_embedding.weight, self.item_embedding.weight
-        user_sum, item_sum = user, item
-        for _ in range(self.n_layers):
-            user, item = self.graph.propagate(user, item)
-            user_sum, item_sum = user_sum + user, item_sum + item
-        return Representations(user_sum / (self.n_layers + 1), item_sum / (self.n_layers + 1))
+        ego = self.user_embedding.weight, self.item_embedding.weight
+        return Representations(*self.graph.mean_of_layers(*ego, self.n_layers))

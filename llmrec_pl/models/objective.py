@@ -99,7 +99,7 @@ class ObjectiveRecommender(Recommender, ABC):
             return super().losses(batch)
         items = torch.cat([batch["pos_item"].unsqueeze(1), negatives_of(batch)], dim=1)
         # Many negatives come often in a batch: each is encoded once.
-        distinct, place = items.unique(return_inverse=True)
+        distinct, place = torch.unique(items, return_inverse=True)
         rows = self.encode_rows(batch["user"], distinct)
         score = losses.inner_product(rows.user.unsqueeze(1), rows.item[place])
         positive, negative = score[:, 0], score[:, 1:]
