@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import scipy.sparse as sp
@@ -15,6 +15,7 @@ from llmrec_pl.errors import ConfigError
 from llmrec_pl.graph import weighted_sum
 from llmrec_pl.models.closed_form import ItemItem
 
+Array = np.ndarray[Any, Any]
 Weighting = Literal["none", "tf-idf", "bm25"]
 _TILE = 1024
 
@@ -81,6 +82,8 @@ class ItemKNN(ItemItem):
         weighted = self._weighted()
         transpose = sp.csr_array(weighted.T)
         norm = np.sqrt(weighted.power(2).sum(axis=0))
+        self.neighbours.zero_()
+        self.similarity.zero_()
         for start in range(0, len(norm), _TILE):
             product = sp.coo_array(transpose[start : start + _TILE] @ weighted)
             row, column = product.coords
@@ -88,9 +91,8 @@ class ItemKNN(ItemItem):
             row, column, value = row[other], column[other], product.data[other]
             value = value / (norm[row + start] * norm[column] + self.shrinkage)
             row, column, value, place = _strongest(row, column, value, self.n_neighbours)
-            rows, places = torch.from_numpy(row + start), torch.from_numpy(place)
-            at = rows.to(self.history.device), places.to(self.history.device)
-            self.neighbours[at] = torch.from_numpy(column.astype(np.int64)).to(at[0])
+            at = torch.from_numpy(row + start), torch.from_numpy(place)
+            self.neighbours[at] = torch.from_numpy(column.astype(np.int64)).to(self.neighbours)
             self.similarity[at] = torch.from_numpy(value).to(self.similarity)
 
     def _weighted(self) -> sp.csr_array:
@@ -119,9 +121,7 @@ class ItemKNN(ItemItem):
         return weighted_sum(self.neighbours, self.similarity, known.to(self.similarity)).T
 
 
-def _strongest(
-    row: np.ndarray, column: np.ndarray, value: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _strongest(row: Array, column: Array, value: Array, k: int) -> tuple[Array, ...]:
     """Keep the k largest entries of each row, ties to the lower column, with their places."""
     order = np.lexsort((column, -value, row))
     row, column, value = row[order], column[order], value[order]
