@@ -72,6 +72,12 @@ class TrialWatch(L.Callback):
         elif self.trial.should_prune():
             self._stop(trainer, "pruned")
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say why training ended, before a checkpoint overwrites what early stopping knows."""
+        stopping = trainer.early_stopping_callback
+        ended = "early stopping" if stopping and stopping.stopped_epoch else "epochs"  # type: ignore[attr-defined]
+        self.stopped = self.stopped or ended
+
     def _spent(self) -> float:
         return time.process_time() - self._start
 
@@ -100,7 +106,7 @@ def run_trial(job: TrialJob) -> dict[str, Any]:
     started, error = time.process_time(), None
     fixed = {"default_root_dir": str(folder), "enable_progress_bar": "false", "logger": "false"}
     try:
-        cli = run(
+        run(
             [
                 "fit",
                 *job.arguments,
@@ -113,24 +119,15 @@ def run_trial(job: TrialJob) -> dict[str, Any]:
     except Exception as failure:  # a diverged or impossible setting ends its own trial only
         error = "".join(traceback.format_exception_only(failure)).strip()
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        cli = None
-    if error is None:
+    else:
         shutil.rmtree(folder, ignore_errors=True)
     values = watch.values
     return {
         "value": max(values) if values and error is None else None,
-        "stopped": watch.stopped or _ending(cli),
+        "stopped": watch.stopped or "error",
         "error": error,
         "epochs": len(values),
         "best_epoch": values.index(max(values)) + 1 if values else 0,
         "curve": [round(v, 6) for v in values],
         "cpu_seconds": round(time.process_time() - started, 2),
     }
-
-
-def _ending(cli: Any) -> str:  # noqa: ANN401
-    """Say why training ended by itself."""
-    if cli is None:
-        return "error"
-    stopping = cli.trainer.early_stopping_callback
-    return "early stopping" if stopping and stopping.stopped_epoch else "epochs"
