@@ -70,7 +70,9 @@ class Recommender(L.LightningModule):
         super().__init__()
         if embedding_dim < 1:
             raise ConfigError(f"`embedding_dim` must be positive, got {embedding_dim}.")
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        arguments = inspect.signature(type(self).__init__).parameters
+        callables = [n for n in arguments if n.endswith(("optimizer", "lr_scheduler"))]
+        self.save_hyperparameters(ignore=callables)
         self.embedding_dim, self.l2_weight = embedding_dim, l2_weight
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self._built = False
@@ -162,23 +164,50 @@ class Recommender(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         """Seed dropout and masks from (seed, epoch, step, rank); refresh at step 0."""
-        # Neither `current_epoch` nor `batch_idx` is right after every kind of resume.
-        started = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
-        epoch, step = divmod(started, int(self.trainer.num_training_batches))
+        epoch, step = self._position()
         seed = self.trainer.datamodule.seed  # type: ignore[attr-defined]
         key = np.random.SeedSequence([seed, _DROPOUT_STREAM, epoch, step, self.global_rank])
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
         if step == 0:
             self.refresh()
 
+    def _position(self) -> tuple[int, int]:
+        """Return epoch and step of the batch in training."""
+        # Neither `current_epoch` nor `batch_idx` is right after every kind of resume.
+        started = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
+        return divmod(started, int(self.trainer.num_training_batches))
+
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """Sum the loss terms and log each of them."""
+        """Sum the loss terms and log each of them.
+
+        A model with several optimizers turns ``automatic_optimization`` off; each of them then
+        takes a step here.
+        """
         terms = self.losses(batch)
         total = torch.stack([term.float() for term in terms.values()]).sum()
         logged = {f"train/{name}": term.detach() for name, term in terms.items()}
         logged["train/loss"] = total.detach()
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch["user"]))
+        if not self.automatic_optimization:
+            self._step_each_optimizer(total)
         return total
+
+    def _step_each_optimizer(self, total: Tensor) -> None:
+        """Go back through the sum of all terms once, then step every optimizer.
+
+        Once, because distributed training waits in each backward pass for the gradients of all
+        parameters: terms whose gradients must not mix detach what is not theirs.
+        """
+        optimizers = _as_list(self.optimizers())
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(total)
+        for optimizer in optimizers:
+            optimizer.step()
+        # At the last step, not at the epoch's end, which comes after its checkpoint is written.
+        if self._position()[1] + 1 == int(self.trainer.num_training_batches):
+            for scheduler in _as_list(self.lr_schedulers()):
+                scheduler.step()
 
     def ranking_rows(self, users: Tensor) -> Representations:
         """Return vectors of some users ``[n]`` and of all items, in float32, to rank by.
@@ -317,3 +346,7 @@ class Recommender(L.LightningModule):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _as_list(value: Any) -> list[Any]:  # noqa: ANN401
+    return value if isinstance(value, list) else [] if value is None else [value]

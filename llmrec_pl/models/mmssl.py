@@ -279,7 +279,9 @@ class MMSSL(Recommender):
         distinct = torch.unique(batch["user"])
         if self.contrastive_weight > 0:
             contrast = [
-                self._contrast(view.identity.user[distinct], h.user[distinct])
+                losses.two_view_contrast_loss(
+                    view.identity.user[distinct], h.user[distinct], self.contrastive_temperature
+                )
                 for view in views.values()
                 if view.identity is not None
             ]
@@ -289,15 +291,6 @@ class MMSSL(Recommender):
         if self.l2_weight > 0:
             terms["l2"] = self.l2_weight * losses.l2_loss(*self.ego_rows(batch))
         return terms
-
-    def _contrast(self, view: Tensor, user: Tensor) -> Tensor:
-        """Return the InfoNCE of views against users and other views, in nats."""
-        with torch.autocast(view.device.type, enabled=False):
-            between = _cosines(view, user) / self.contrastive_temperature
-            among = _cosines(view, view) / self.contrastive_temperature
-            itself = torch.eye(len(view), dtype=torch.bool, device=view.device)
-            logits = torch.cat([between, among.masked_fill(itself, -torch.inf)], dim=1)
-            return (logits.logsumexp(dim=1) - between.diagonal()).mean()
 
     def _adversarial(
         self, views: Mapping[str, View], h: Representations, users: Tensor

@@ -20,7 +20,6 @@ from llmrec_pl.models.closed_form import ClosedForm
 from llmrec_pl.models.popularity import Popularity
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "models"
-OUTSIDE_MODEL = {"optimizer", "lr_scheduler"}
 
 
 def find_models():
@@ -51,7 +50,7 @@ def config_of(model_class):
 
 def arguments_of(model_class):
     arguments = config_of(model_class)["init_args"]
-    return {k: v for k, v in arguments.items() if k not in OUTSIDE_MODEL}
+    return {k: v for k, v in arguments.items() if not k.endswith(("optimizer", "lr_scheduler"))}
 
 
 def make(model_class, dataset, features, **changes):
