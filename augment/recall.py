@@ -189,12 +189,22 @@ def _verdict(found: dict[str, Any], spec: TaskSpec) -> dict[str, str]:
             f"{_of(users['users_hit'])} users; popularity does so for {_of(users['popular'])}, and "
             f"the same question under another user's id for {_of(users['control'])}."
         )
+    silent = [
+        what
+        for what, part in (("ids", items), ("histories", users))
+        if part["answered"]["n"] and not part["answered"]["k"]
+    ]
     if spec.prompt_set.startswith("heuristic"):
         parts.append("This is no LLM and recalls nothing: it is the floor.")
     elif knows:
         parts.append(
             "It knows this data set by heart at least in part: what it says of these users and "
             "items may be recall, and a gain on this data set need not hold on another."
+        )
+    elif silent:
+        parts.append(
+            f"No sign of knowing it by heart, but asked about {' and '.join(silent)} it never "
+            "named a title: a model that declines to answer cannot be found out."
         )
     else:
         parts.append(

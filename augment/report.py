@@ -1,5 +1,7 @@
 """How good the answers of a store are: pairs, attributes and profiles against what is known.
 
+Of memorisation, whether they show that the model knows the data set by heart.
+
 Every setting of the store that was asked about this data set is scored, so temperatures, models
 and heuristics stand side by side. Only train and validation are looked at; the test split stays
 sealed. It is a diagnosis: who picks prompts or models by it has used validation to select.

@@ -3,7 +3,8 @@
 Pairs: how often the most liked candidate is an item of the validation split, against one random
 pick in the same pools. Attributes and profiles: against columns of the data set's own tables, or
 of files given by --truth, beside what always saying the most frequent answer would get. And how
-many replies each model, temperature, top-p and prompt set needed. All settings in the store are
+many replies each model, temperature, top-p and prompt set needed. Memorisation: whether the model
+knows the data set by heart, against controls that it cannot know. All settings in the store are
 scored side by side; the test split stays sealed.
 
 Prints tables; writes report.json, report.md and pictures into --out, by default STORE/report.

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from math import comb
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from cli_calls import call
 from scipy.stats import binomtest
 
 from augment.cassette_dump import dump
+from augment.config import MemorisationTask, load_config
 from augment.export import export
 from augment.memorisation import CONTROL, HISTORY, ITEM_ID
 from augment.recall import title_key
@@ -25,6 +27,7 @@ from tests.augment.films import write_films
 from tests.augment.probing import ALONE, Oracle, planned, probe_config
 from tests.augment.taped import Scripted, accepted, taped
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "augment"
 SETTINGS = {"shown": 2, "asked": 3}
 
 
@@ -78,7 +81,11 @@ def test_who_knows_the_ids_is_found_out(tmp_path, data):
 def test_who_knows_the_films_but_not_their_ids_is_not(tmp_path, data):
     """The same titles, each said for the next id: what a model that guesses films would do."""
     titles = data.items_frame()["title"].to_list()
-    oracle = Oracle(data, by_id=lambda title, item: titles[(item + 1) % len(titles)])
+    oracle = Oracle(
+        data,
+        by_id=lambda title, item: titles[(item + 1) % len(titles)],
+        titles=lambda after, own: ["No Such Film"],
+    )
     found, _ = probed(tmp_path, data, oracle)
     assert found["by_id"]["right"]["k"] == 0
     assert found["by_id"]["p_by_chance"] == 1.0
@@ -99,6 +106,8 @@ def test_no_answer_is_never_right(tmp_path, data):
     found, _ = probed(tmp_path, data, Oracle(data, by_id=lambda *_: None))
     assert found["by_id"]["right"]["k"] == found["by_id"]["answered"]["k"] == 0
     assert found["by_id"]["chance"] == 0
+    assert found["verdict"] == "no sign"
+    assert "asked about ids and histories it never named a title" in found["sentence"]
 
 
 # Interactions ----------------------------------------------------------------------------------
@@ -253,6 +262,16 @@ def test_the_report_names_every_probe(tmp_path, data):
     for name in ("item by id", "item by title", "next items"):
         assert f"| {name} |" in text
     assert "It knows this data set by heart at least in part" in text
+
+
+@pytest.mark.parametrize("base", ["demo", "ml-100k", "netflix"])
+def test_the_overlay_adds_the_probe_and_nothing_else(base):
+    plain = load_config([CONFIGS / f"{base}.yaml"])
+    changed = load_config([CONFIGS / f"{base}.yaml", CONFIGS / "probes" / "memorisation.yaml"])
+    task = changed.tasks.memorisation
+    assert task == MemorisationTask(data_name="MovieLens 100K")
+    tasks = plain.tasks.model_copy(update={"memorisation": task})
+    assert changed == plain.model_copy(update={"tasks": tasks})
 
 
 class Recalling(Scripted):
