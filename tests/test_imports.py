@@ -77,7 +77,7 @@ def test_torch_sparse_is_called_in_one_file():
 
 
 @pytest.mark.parametrize(
-    "command", ["prepare", "describe", "features", "augmentation", "recommend"]
+    "command", ["prepare", "describe", "features", "augmentation", "recommend", "compare"]
 )
 def test_help_of_plain_commands_loads_no_torch(command):
     code = (

@@ -86,6 +86,7 @@ def _panel(axes: Axes, lines: Sequence[Line], metric: str) -> None:
             ha="right",
             fontsize=8,
             color=_DARK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )
     axes.set_title(metric_heading(metric), loc="left", fontsize=10)
     axes.set_xlabel("difference (ticks: single seeds)", fontsize=9)

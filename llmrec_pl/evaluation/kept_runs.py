@@ -93,7 +93,8 @@ def find_runs(path: Path) -> list[Path]:
             f"{str(path)!r} {what}; give folders that `fit` made, such as "
             "`lightning_logs/ml-100k-MF/version_0`, or a folder above them."
         )
-    return sorted(found, key=lambda p: [(len(s), s) for s in re.split(r"(\d+)", str(p))])
+    parts = {path: re.split(r"(\d+)", str(path)) for path in found}
+    return sorted(found, key=lambda p: [int(s) if s.isdigit() else s for s in parts[p]])
 
 
 def _is_run(path: Path) -> bool:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     Values = NDArray[np.float64]
 
-BLOCK = 2**22
-"""Random numbers held at once, whatever the number of users and draws."""
+BLOCK = 2**19
+"""Random numbers held at once, whatever the number of draws: few enough for the cache."""
 _ROUNDING = 1e-12
 """Sums in another order differ by rounding; a draw that equals the sum seen must count as such."""
 
