@@ -18,10 +18,14 @@ Filters run in this order: repeated (user, item) pairs are merged, --min-rating,
 `leave-last-out` each user's last two interactions, `time` one cut for all, `given` what the raw
 data bring. A validation or test set that is not given is carved out of train, with the shares
 rounded at random for each user, while `random` gives each user at least one where it can.
+--cold-items SHARE first holds that share of the items wholly out of train, some for validation
+and others for test, to see how a model ranks items that nobody has met; the rest is split as
+chosen.
 
 Examples:
   python -m llmrec_pl prepare ml-100k
   python -m llmrec_pl prepare ml-1m --source ~/ml-1m.zip --k-core 5 --split leave-last-out
+  python -m llmrec_pl prepare ml-100k --cold-items 0.2 --out data/ml-100k-cold
   python -m llmrec_pl prepare released --source netflix/ --name netflix --out data/netflix
   python -m llmrec_pl prepare mmrec --source baby/ --name baby
   python -m llmrec_pl prepare table --source plays.csv --user-column listener --item-column song
@@ -134,6 +138,13 @@ def _add_split(group: argparse._ArgumentGroup) -> None:
         metavar=("TRAIN", "VAL", "TEST"),
         help="shares of train, validation and test (0.8 0.1 0.1)",
     )
+    group.add_argument(
+        "--cold-items",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the items to hold wholly out of train, for validation and test (0)",
+    )
     group.add_argument("--seed", type=int, default=2026, help="seed of the split (2026)")
 
 
@@ -157,7 +168,8 @@ def run(args: argparse.Namespace) -> None:
     """Prepare a data set and print what came out."""
     from rich.console import Console
 
-    from llmrec_pl.data.prepare import Protocol, check_out, prepare_dataset
+    from llmrec_pl.data.prepare import check_out, prepare_dataset
+    from llmrec_pl.data.protocol import Protocol
 
     console = Console()
     name = args.name or (args.dataset if args.dataset in (*MOVIELENS, "simulated") else None)
@@ -187,6 +199,7 @@ def run(args: argparse.Namespace) -> None:
         split=args.split or ("given" if raw.given_splits else "random"),
         ratios=(args.ratios[0], args.ratios[1], args.ratios[2]),
         seed=args.seed,
+        cold_items=args.cold_items,
     )
     meta = prepare_dataset(
         raw,
@@ -287,7 +300,8 @@ def print_summary(meta: dict[str, Any], out: Path, console: Console) -> None:
     table.add_section()
     protocol = meta["protocol"]
     carved = f"{' and '.join(protocol['carved'])} carved, " if protocol["carved"] else ""
-    table.add_row("split", protocol["split"], f"{carved}seed {protocol['seed']}")
+    cold = f"{protocol['cold_items']:.0%} of items cold, " if "cold_items" in protocol else ""
+    table.add_row("split", protocol["split"], f"{carved}{cold}seed {protocol['seed']}")
     for name, feature in meta["features"].items():
         table.add_row(
             f"feature {name}", f"{feature['rows']:,} x {feature['dim']}", feature["dtype"]

@@ -5,10 +5,9 @@ Knows no raw format (``sources``) and no command line (``commands.prepare``).
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import polars as pl
@@ -28,63 +27,13 @@ from llmrec_pl.data.dataset import (
     write_meta,
 )
 from llmrec_pl.data.features import Feature, Group, Side, deduplicate, write_feature
+from llmrec_pl.data.protocol import Protocol
 from llmrec_pl.errors import DatasetError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from llmrec_pl.data.sources.base import RawDataset, RawFeature
-
-SplitKind = Literal["random", "leave-last-out", "time", "given"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-    """Every choice that takes part in the fingerprint: filters, split, seed.
-
-    The filters run in the order of the attributes, after repeated (user, item) pairs are merged.
-
-    Attributes:
-        min_rating: a rating of at least this counts as positive; None keeps all.
-        require_text: item column that must not be empty; None keeps all.
-        max_per_user: keep at most so many interactions a user; None keeps all.
-        k_core_users: each user keeps at least so many interactions.
-        k_core_items: each item keeps at least so many interactions.
-        split: "random" (per user), "leave-last-out" (per user), "time" (one cut for all) or
-            "given" (from the raw data; what is missing there is carved out of train, with the
-            shares rounded at random).
-        ratios: shares of train, val and test; for "given" the shares that are carved.
-        seed: of the split and of the choice in `max_per_user`.
-    """
-
-    min_rating: float | None = None
-    require_text: str | None = None
-    max_per_user: int | None = None
-    k_core_users: int = 1
-    k_core_items: int = 1
-    split: SplitKind = "random"
-    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    seed: int = 2026
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            DatasetError: a value is out of range.
-        """
-        if self.split not in get_args(SplitKind):
-            raise DatasetError(f"`split` is {self.split!r}; choose one of {get_args(SplitKind)}.")
-        if len(self.ratios) != 3 or min(self.ratios) < 0 or abs(sum(self.ratios) - 1) > 1e-6:
-            raise DatasetError(
-                f"`ratios` are {self.ratios}; give three shares of at least 0 that sum to 1, such "
-                "as 0.8 0.1 0.1."
-            )
-        if self.ratios[0] <= 0 or self.ratios[2] <= 0:
-            raise DatasetError(f"`ratios` are {self.ratios}; train and test need more than 0.")
-        for name in ("max_per_user", "k_core_users", "k_core_items"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise DatasetError(f"`{name}` is {value}; it must be at least 1.")
 
 
 def prepare_dataset(
@@ -121,9 +70,7 @@ def prepare_dataset(
     edges = _dense(frame, users, items)
     _check_split(edges, users, items, raw, allow_empty_users=allow_empty_users)
     counts |= _count(edges, users, items, raw)
-    described = {**dataclasses.asdict(protocol), "ratios": list(protocol.ratios), "carved": carved}
-    if protocol.min_rating is not None:
-        described["min_rating"] = float(protocol.min_rating)  # 4 and 4.0 are one protocol
+    described = protocol.record(carved)
     meta: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "name": name or raw.name,
@@ -260,6 +207,16 @@ def apply_split(
     Raises:
         DatasetError: the raw data bring no split, or no timestamps where they are needed.
     """
+    if not protocol.cold_items:
+        return _split(frame, raw, protocol)
+    cold = splits.hold_out_items(frame, protocol.cold_items, protocol.ratios, protocol.seed)
+    warm, carved = _split(frame.join(cold, on="item_id", how="anti"), raw, protocol)
+    return pl.concat([warm, cold.select(warm.columns)]), carved
+
+
+def _split(
+    frame: pl.DataFrame, raw: RawDataset, protocol: Protocol
+) -> tuple[pl.DataFrame, list[str]]:
     if protocol.split == "random":
         return splits.split_random(frame, protocol.ratios, protocol.seed), []
     if protocol.split == "leave-last-out":

@@ -243,6 +243,32 @@ def split_time(frame: pl.DataFrame, ratios: Sequence[float]) -> pl.DataFrame:
     )
 
 
+def hold_out_items(
+    frame: pl.DataFrame, share: float, ratios: Sequence[float], seed: int
+) -> pl.DataFrame:
+    """Choose items at random and put all their interactions into val or test.
+
+    Whether an item is chosen, and for which of the two, depends on (seed, item id) only; so the
+    share holds over many items. Items for val and for test are different ones: a model selected
+    on the first has not been selected on the second.
+
+    Args:
+        frame: interactions; a ``split`` they have is replaced.
+        share: probability that an item is held out.
+        ratios: shares of train, val and test; the last two divide the chosen items.
+        seed: of the choice.
+
+    Returns:
+        The rows of the chosen items, with a column ``split``.
+    """
+    hashes = _hash_ids(frame, "item_id", f"{seed}/cold/item")
+    uniform = (hashes >> np.uint64(11)) * 2.0**-53
+    val_share = share * ratios[1] / (ratios[1] + ratios[2])
+    split = np.where(uniform < val_share, "val", "test").tolist()
+    chosen = pl.Series("_chosen", uniform < share)
+    return frame.with_columns(pl.Series("split", split, dtype=pl.String)).filter(chosen)
+
+
 def carve(frame: pl.DataFrame, val_ratio: float, test_ratio: float, seed: int) -> pl.DataFrame:
     """Move a random part of each user's train rows to val and test; other rows stay.
 

@@ -58,6 +58,14 @@ def test_movielens_from_a_source_with_filters(tmp_path):
     assert InteractionDataset.load("out").train.nnz == meta["counts"]["splits"]["train"]
 
 
+def test_cold_items_are_shown_and_recorded(capsys):
+    run("simulated", "--cold-items", 0.25)
+    meta = read_meta(Path("data/simulated"))
+    assert meta["protocol"]["cold_items"] == 0.25
+    assert meta["counts"]["items_without_train"] > 0
+    assert "25% of items cold" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_other_variant_is_mentioned(tmp_path, capsys):
     run("ml-1m", "--source", ml_100k(tmp_path / "raw"))
     assert "look like ml-100k, not ml-1m" in " ".join(capsys.readouterr().out.split())

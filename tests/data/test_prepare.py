@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec_pl.data import prepare
+from llmrec_pl.data import prepare, splits
 from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.data.features import FeatureStore
-from llmrec_pl.data.prepare import Protocol, prepare_dataset, sort_ids
+from llmrec_pl.data.prepare import apply_split, prepare_dataset, sort_ids
+from llmrec_pl.data.protocol import Protocol
 from llmrec_pl.data.sources.base import RawDataset, RawFeature
 from llmrec_pl.data.sources.simulated import simulate
 from llmrec_pl.errors import DatasetError
@@ -72,7 +74,14 @@ def test_same_input_same_bytes_and_row_order_does_not_matter(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"min_rating": 3}, {"ratios": (0.6, 0.2, 0.2)}, {"split": "time"}]
+    "change",
+    [
+        {"seed": 1},
+        {"min_rating": 3},
+        {"ratios": (0.6, 0.2, 0.2)},
+        {"split": "time"},
+        {"cold_items": 0.3},
+    ],
 )
 def test_every_choice_takes_part_in_the_fingerprint(tmp_path, change):
     raw = simulate(n_users=30, n_items=40)
@@ -148,6 +157,42 @@ def test_given_splits_are_kept_and_val_is_carved(tmp_path):
     assert meta["counts"]["splits"]["val"] > 0
 
 
+@pytest.mark.parametrize("split", ["random", "leave-last-out", "time", "given"])
+def test_cold_items_have_no_train_and_the_others_are_split_as_chosen(tmp_path, split):
+    raw = simulate(n_users=60, n_items=80)
+    if split == "given":
+        part = ["train" if n % 3 else "test" for n in range(raw.interactions.height)]
+        raw.interactions = raw.interactions.with_columns(pl.Series("split", part))
+        raw.given_splits = ("train", "test")
+    protocol = Protocol(split=split, ratios=(0.6, 0.2, 0.2), cold_items=0.3)
+    meta = prepare_dataset(raw, tmp_path / "out", protocol)
+    assert meta["protocol"]["cold_items"] == 0.3
+    data = InteractionDataset.load(tmp_path / "out", open_test=True)
+    cold = set(
+        splits.hold_out_items(raw.interactions, 0.3, (0.6, 0.2, 0.2), protocol.seed)["item_id"]
+    )
+    assert 10 < len(cold) < 40
+    is_cold = np.isin(data.item_ids, sorted(cold))
+    counts = {name: matrix.sum(axis=0) for name, matrix in data.splits.items()}
+    assert not counts["train"][is_cold].any()
+    assert not (counts["val"].astype(bool) & counts["test"].astype(bool))[is_cold].any()
+    assert counts["val"][is_cold].any()
+    assert counts["test"][is_cold].any()
+    warm, _ = apply_split(
+        raw.interactions.filter(~pl.col("item_id").is_in(sorted(cold))),
+        raw,
+        dataclasses.replace(protocol, cold_items=0.0),
+    )
+    sizes = dict(warm["split"].value_counts().iter_rows())
+    for name in ("train", "val", "test"):
+        assert counts[name][~is_cold].sum() == sizes[name]
+
+
+def test_without_cold_items_the_protocol_is_as_it_was(tmp_path):
+    meta = prepare_dataset(small(), tmp_path / "out", Protocol())
+    assert "cold_items" not in meta["protocol"]
+
+
 def test_a_leak_between_given_splits_is_counted(tmp_path):
     raw = small()
     train = raw.interactions.with_columns(split=pl.lit("train"))
@@ -184,6 +229,8 @@ def test_errors_name_the_cause_and_the_remedy(tmp_path):
         {"split": "user"},
         {"k_core_users": 0},
         {"max_per_user": 0},
+        {"cold_items": 1.0},
+        {"cold_items": -0.1},
     ],
 )
 def test_protocol_refuses_values_out_of_range(bad):

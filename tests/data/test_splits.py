@@ -177,6 +177,50 @@ def test_carving_leaves_each_user_something_to_learn_from(pairs):
     assert train["user_id"].n_unique() == found["user_id"].n_unique()
 
 
+@given(
+    pairs=PAIRS,
+    share=st.floats(0, 0.99),
+    seed=st.integers(0, 5),
+    order=st.randoms(use_true_random=False),
+)
+def test_items_held_out_bring_all_their_interactions_to_one_split(pairs, share, seed, order):
+    table = frame(pairs)
+    found = splits.hold_out_items(table, share, (0.6, 0.2, 0.2), seed)
+    chosen = set(found["item_id"])
+    assert as_set(found) == {(u, i) for u, i in as_set(table) if i in chosen}
+    assert found.height == len(as_set(found))
+    assert set(found["split"]) <= {"val", "test"}
+    by_item = found.group_by("item_id").agg(pl.col("split").n_unique())
+    assert (by_item["split"] == 1).all()
+    rows = list(range(table.height))
+    order.shuffle(rows)
+    # Nor do other items and users matter.
+    more = frame(pairs | {(99, 1), (98, 50)})
+    for other in (table[rows], more):
+        again = splits.hold_out_items(other, share, (0.6, 0.2, 0.2), seed)
+        kept = again.join(table, on=["user_id", "item_id"], how="semi")
+        assert as_set(kept, "split") == as_set(found, "split")
+
+
+def test_the_share_of_items_held_out_and_its_two_parts_hold_over_many_items():
+    table = frame({(0, i) for i in range(4000)})
+    found = splits.hold_out_items(table, 0.3, (0.6, 0.3, 0.1), seed=1)
+    # 1200 of 4000, standard deviation 29; three quarters of them for val, deviation 26 + 15
+    assert 1080 < found.height < 1320
+    assert 780 < found.filter(pl.col("split") == "val").height < 1020
+    other = splits.hold_out_items(table, 0.3, (0.6, 0.3, 0.1), seed=2)
+    assert as_set(other) != as_set(found)
+    only_test = splits.hold_out_items(table, 0.3, (0.9, 0.0, 0.1), seed=1)
+    assert as_set(only_test) == as_set(found)
+    assert set(only_test["split"]) == {"test"}
+
+
+def test_a_larger_share_holds_out_more_of_the_same_items():
+    table = frame({(u, i) for u in range(3) for i in range(300)})
+    held = [set(splits.hold_out_items(table, s, (1, 1, 1), 0)["item_id"]) for s in (0.1, 0.2, 0.5)]
+    assert held[0] < held[1] < held[2]
+
+
 @given(PAIRS, st.integers(1, 6))
 def test_cap_keeps_the_latest(pairs, n):
     table = frame(pairs, timestamp=times(pairs))
