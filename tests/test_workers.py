@@ -38,12 +38,18 @@ def test_jobs_run_elsewhere_and_share_the_cores(monkeypatch):
 
 
 def test_an_error_ends_the_workers():
-    with pytest.raises(KeyboardInterrupt), worker_pool(1) as pool:
-        pool.submit(square, 2).result()
-        processes = list(pool._processes.values())
-        raise KeyboardInterrupt
-    processes[0].join(10)
-    assert not processes[0].is_alive()
+    started = []
+
+    def stopped_by_a_person():
+        with worker_pool(1) as pool:
+            pool.submit(square, 2).result()
+            started.extend(pool._processes.values())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped_by_a_person()
+    started[0].join(10)
+    assert not started[0].is_alive()
 
 
 SCRIPT = """
