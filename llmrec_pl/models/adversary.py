@@ -33,8 +33,8 @@ class Critic(nn.Module):
             nn.LayerNorm(width),
             nn.Linear(width, width // 2),
             nn.LeakyReLU(0.2),
-            nn.LayerNorm(width // 2),
             # A constant cancels between real and generated rows, so it would never learn.
+            nn.LayerNorm(width // 2, bias=False),
             nn.Linear(width // 2, 1, bias=False),
         )
 
