@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmrec_pl.data.features import Feature, FeatureStore
@@ -18,14 +20,19 @@ class FeatureTable(nn.Module):
     """A frozen feature matrix on the model's device, with repeated rows kept once.
 
     Buffers are not persistent: a checkpoint holds no features, which come from the data set.
+
+    Args:
+        feature: the matrix.
+        normalise: scale each row to unit length; zero rows stay.
     """
 
     values: Tensor
     index: Tensor | None
 
-    def __init__(self, feature: Feature) -> None:
+    def __init__(self, feature: Feature, *, normalise: bool = False) -> None:
         super().__init__()
         values = torch.from_numpy(feature.values.astype("float32", copy=True))
+        values = F.normalize(values, dim=1) if normalise else values
         self.register_buffer("values", values, persistent=False)
         index = None if feature.index is None else torch.from_numpy(feature.index.copy())
         self.register_buffer("index", index, persistent=False)
@@ -44,6 +51,21 @@ class FeatureTable(nn.Module):
             return distinct
         rows = distinct[self.index.clamp(min=0)]
         return rows * (self.index >= 0).unsqueeze(1).to(rows.dtype)
+
+    def project_rows(self, nodes: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return ``expand(project(values))[nodes]``, projecting only what these nodes need.
+
+        Args:
+            nodes: ``[m]``, repeats allowed.
+            project: maps raw rows ``[k, dim]`` to ``[k, d]``, each on its own.
+
+        Returns:
+            ``[m, d]``.
+        """
+        index = nodes if self.index is None else self.index[nodes]
+        distinct, position = torch.unique(index.clamp(min=0), return_inverse=True)
+        rows = project(self.values[distinct])[position]
+        return rows if self.index is None else rows * (index >= 0).unsqueeze(1).to(rows.dtype)
 
     def dense(self) -> Tensor:
         """Return one raw row a node, ``[n_rows, dim]``, zeros where unknown."""
