@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
 
 Norm = Literal["row", "symmetric", "mean"]
+_BLOCK = 64
+"""Width to which products are padded where equal inputs must give equal bits."""
 
 
 def normalise(matrix: sp.csr_array, norm: Norm) -> sp.csr_array:
@@ -259,43 +261,48 @@ def _offsets(row: NDArray[np.int64], n_rows: int) -> NDArray[np.int64]:
 def nearest_neighbours(x: Tensor, k: int, row_tile: int = 1024, column_tile: int = 8192) -> Tensor:
     """Return the k rows of highest cosine to each row, itself first.
 
-    Memory is `row_tile` x `column_tile`, never n x n. Equal cosines are ordered by id, so the
-    result does not depend on the tiles. A zero row, such as an item without the feature, has
-    cosine 0 to all.
+    Memory is `row_tile` x `column_tile`, never n x n. Cosines are float32; equal ones are
+    ordered by id, so the result does not depend on the tiles. A zero row, such as an item
+    without the feature, has cosine 0 to all.
 
     Args:
         x: ``[n, d]``.
         k: neighbours of a row, itself included; all n where there are fewer.
-        row_tile: rows compared at once.
-        column_tile: with how many others.
+        row_tile: rows compared at once, a multiple of 64.
+        column_tile: with how many others, a multiple of 64.
 
     Returns:
         Ids int64 ``[n, min(k, n)]``, in falling order of cosine.
 
     Raises:
-        ConfigError: `k` or a tile is not positive.
+        ConfigError: `k` is not positive, or a tile no multiple of 64.
     """
-    for name, value in (("k", k), ("row_tile", row_tile), ("column_tile", column_tile)):
-        if value < 1:
-            raise ConfigError(f"`{name}` of `nearest_neighbours` must be positive, got {value}.")
-    k = min(k, len(x))
+    if k < 1:
+        raise ConfigError(f"`k` must be positive, got {k}.")
+    for name, tile in (("row_tile", row_tile), ("column_tile", column_tile)):
+        if tile < 1 or tile % _BLOCK:
+            raise ConfigError(f"`{name}` must be a multiple of {_BLOCK}, got {tile}.")
+    n, k = len(x), min(k, len(x))
     with torch.autocast(x.device.type, enabled=False):
-        unit = F.normalize(_at_least_float32(x), dim=1)
+        # Products of a ragged edge round differently, which would break ties of equal rows.
+        unit = F.pad(F.normalize(x.float(), dim=1), (0, 0, 0, -n % _BLOCK))
         tiles = [
-            _nearest_of_tile(unit, start, min(start + row_tile, len(unit)), k, column_tile)
-            for start in range(0, len(unit), row_tile)
+            _nearest_of_tile(unit, n, start, row_tile, k, column_tile)
+            for start in range(0, n, row_tile)
         ]
-    return torch.cat(tiles) if tiles else torch.zeros(0, k, dtype=torch.int64, device=x.device)
+    return torch.cat([x.new_zeros(0, k, dtype=torch.int64), *tiles])[:n]
 
 
-def _nearest_of_tile(unit: Tensor, start: int, stop: int, k: int, column_tile: int) -> Tensor:
-    """Return the neighbours of rows `start` to `stop`, merged over the columns, ``[rows, k]``."""
-    rows = unit[start:stop]
+def _nearest_of_tile(
+    unit: Tensor, n: int, start: int, row_tile: int, k: int, column_tile: int
+) -> Tensor:
+    """Return the neighbours of a tile's rows among the first n, merged over the columns."""
+    rows = unit[start : start + row_tile]
     best = rows.new_zeros(len(rows), 0)
     ids = torch.zeros(len(rows), 0, dtype=torch.int64, device=rows.device)
-    for left in range(0, len(unit), column_tile):
-        cosine = rows @ unit[left : left + column_tile].T
-        if left < stop and start < left + column_tile:
+    for left in range(0, n, column_tile):
+        cosine = (rows @ unit[left : left + column_tile].T)[:, : n - left]
+        if start - column_tile < left < start + row_tile:
             cosine.diagonal(start - left).fill_(torch.inf)
         columns = _largest(cosine, min(k, cosine.shape[1]))
         # Earlier columns have lower ids and come first, where a stable sort leaves them.
@@ -323,7 +330,7 @@ def _largest(values: Tensor, k: int) -> Tensor:
     return columns.sort(dim=1).values
 
 
-def neighbour_weights(x: Tensor, neighbours: Tensor) -> Tensor:
+def neighbour_weights(x: Tensor, neighbours: Tensor, row_tile: int = 4096) -> Tensor:
     """Weight the edges to neighbours by cosine, cut at 0 and normalised symmetrically.
 
     ``D^-1/2 S D^-1/2`` with the row sums D of S, in float32 outside autocast (float64 if `x`
@@ -332,13 +339,16 @@ def neighbour_weights(x: Tensor, neighbours: Tensor) -> Tensor:
     Args:
         x: ``[n, d]``.
         neighbours: distinct ids in each row, ``[n, k]``.
+        row_tile: rows whose neighbours are gathered at once.
 
     Returns:
         ``[n, k]``.
     """
     with torch.autocast(x.device.type, enabled=False):
         unit = F.normalize(_at_least_float32(x), dim=1)
-        cosine = (F.embedding(neighbours, unit) @ unit.unsqueeze(2)).squeeze(2).relu()
+        tiles = [slice(start, start + row_tile) for start in range(0, len(x), row_tile)]
+        cosine = torch.cat([F.embedding(neighbours[t], unit) @ unit[t, :, None] for t in tiles])
+        cosine = cosine.squeeze(2).relu()
         degree = cosine.sum(dim=1)
         scale = torch.where(degree > 0, degree, 1.0).rsqrt()
         return scale.unsqueeze(1) * cosine * scale[neighbours]

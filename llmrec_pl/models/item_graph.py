@@ -59,7 +59,8 @@ class LatentItemGraph(nn.Module):
         neighbours = nearest_neighbours(raw, n_neighbours)
         self.original: SparseOperator | None = None
         if original_weight > 0:
-            self.original = neighbour_operator(neighbours, neighbour_weights(raw, neighbours))
+            weight = neighbour_weights(raw.double(), neighbours)
+            self.original = neighbour_operator(neighbours, weight)
         self.learns = original_weight < 1
         if self.learns:
             self.table = table
