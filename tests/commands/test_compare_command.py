@@ -231,6 +231,8 @@ def test_little_difference_is_called_under_powered(tmp_path, capsys):
     assert "under-powered" in rows["VBPR", "recall@20"]["note"]
     assert rows["LightGCN", "recall@20"]["note"] == ""
     assert "under-powered" in capsys.readouterr().out
+    compare(tmp_path, "--baseline", "LightGCN", "--out", tmp_path / "out")
+    assert written(tmp_path / "out")[0]["MF", "recall@20"]["note"] == ""
 
 
 def test_a_run_against_its_copy_differs_in_nothing(runs, tmp_path):
@@ -251,8 +253,8 @@ def test_too_few_draws_are_said(runs, capsys):
 
 
 def test_the_baseline_is_chosen_on_validation_not_on_test(tmp_path):
-    """On validation A leads B and C; on test C leads, which must not decide."""
-    levels = {"A": (0.4, 0.0), "BB": (0.2, 0.1), "CCC": (0.0, 0.3)}
+    """BB is second on validation and last on test, which must not decide."""
+    levels = {"A": (0.4, 0.15), "BB": (0.2, 0.0), "CCC": (0.0, 0.3)}
     for model, (val, test) in levels.items():
         write_run(tmp_path / model, model, 1, val)
         write_run(tmp_path / model, model, 1, test, split="test")
@@ -263,7 +265,7 @@ def test_the_baseline_is_chosen_on_validation_not_on_test(tmp_path):
     (tmp_path / "A/metrics/val.json").unlink()
     compare(tmp_path, "--out", tmp_path / "out")
     content = written(tmp_path / "out")[1]
-    assert (content["baseline"], content["baseline_choice"][-4:]) == ("BB", "test")
+    assert (content["baseline"], content["baseline_choice"][-4:]) == ("A", "test")
     compare(tmp_path, "--baseline", "CCC", "--split", "test", "--out", tmp_path / "out")
     assert written(tmp_path / "out")[1]["baseline"] == "CCC"
 
