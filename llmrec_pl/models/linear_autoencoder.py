@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,6 @@ def available_memory() -> int:
     if path.is_file():
         lines = (line.split() for line in path.read_text("ascii").splitlines())
         return 1024 * next(int(line[1]) for line in lines if line[0] == "MemAvailable:")
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
