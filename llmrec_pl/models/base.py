@@ -201,7 +201,9 @@ class Recommender(L.LightningModule):
         optimizers = _as_list(self.optimizers())
         for optimizer in optimizers:
             optimizer.zero_grad()
-        self.manual_backward(total)
+        # The step runs under autocast; backward passes must not.
+        with torch.autocast(self.device.type, enabled=False):
+            self.manual_backward(total)
         for optimizer in optimizers:
             optimizer.step()
         # At the last step, not at the epoch's end, which comes after its checkpoint is written.
