@@ -272,6 +272,23 @@ def test_limited_epochs_resume_too(llmrec_arguments, tmp_path):
     assert_equal(final_state(tmp_path / "b"), final_state(tmp_path / "a"))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_many_negatives_and_replaced_items_resume_too(llmrec_arguments, tmp_path, workers):
+    arguments = [a.replace("models/llmrec.yaml", "models/clcrec.yaml") for a in llmrec_arguments]
+    place = arguments.index("--model.init_args.dropout")
+    del arguments[place : place + 2]
+    save = (
+        "--trainer.callbacks+",
+        f"{{class_path: {SaveEverywhere.__module__}.SaveEverywhere, "
+        f"init_args: {{folder: {tmp_path}}}}}",
+    )
+    fit(arguments, tmp_path / "a", "--data.n_negatives", 5, *save)
+    path = tmp_path / "step2.ckpt"
+    more = ("--ckpt_path", path, "--data.num_workers", workers)
+    fit(arguments, tmp_path / "b", "--data.n_negatives", 5, *more)
+    assert_equal(final_state(tmp_path / "b"), final_state(tmp_path / "a"))
+
+
 def test_checkpoints_hold_nothing_but_plain_data(whole_run):
     for path in whole_run[0].rglob("*.ckpt"):
         checkpoint = torch.load(path, weights_only=True)
