@@ -134,6 +134,6 @@ class ModalityAttention(nn.Module):
 
     def _mix(self, x: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Return each view as every head sees it, ``[n, M, d]`` to ``[n, M, H * d]``."""
-        query, key = (y.unflatten(2, (self.n_heads, -1)) for y in (query, key))
+        query, key = (y.view(*y.shape[:2], self.n_heads, -1) for y in (query, key))
         score = torch.einsum("nmhc,nkhc->nhmk", query, key) / query.shape[-1] ** 0.5
         return torch.einsum("nhmk,nkd->nmhd", score.softmax(dim=-1), x).flatten(2)
