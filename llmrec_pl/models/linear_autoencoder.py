@@ -86,12 +86,14 @@ def invert_in_place(matrix: Tensor) -> None:
         ConfigError: it is not positive definite in its precision.
     """
     info = torch.empty((), dtype=torch.int32, device=matrix.device)
-    torch.linalg.cholesky_ex(matrix, out=(matrix, info))
+    # LAPACK works by columns: a view by rows would be copied, and symmetric it reads the same.
+    by_columns = matrix.mT
+    torch.linalg.cholesky_ex(by_columns, out=(by_columns, info))
     if int(info):
         raise ConfigError(
             "the regularised Gram matrix is not positive definite; raise the L2 weights."
         )
-    torch.cholesky_inverse(matrix, out=matrix)
+    torch.cholesky_inverse(by_columns, out=by_columns)
 
 
 def ridge_without_self(matrix: Tensor, l2_weight: float) -> None:

@@ -1,6 +1,8 @@
 """EASE against one least-squares problem an item, and what its optimum must satisfy."""
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -86,6 +88,22 @@ def test_inversion_stays_in_place():
     linear_autoencoder.invert_in_place(inverse)
     assert inverse.data_ptr() == place
     np.testing.assert_allclose(inverse.numpy(), np.linalg.inv(matrix), rtol=1e-9, atol=1e-12)
+
+
+MEASURE = """
+import resource, torch
+from llmrec_pl.models.linear_autoencoder import ridge_without_self
+matrix = torch.zeros(3000, 3000).fill_(1.0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ridge_without_self(matrix, 500.0)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss differs")
+def test_solving_takes_no_second_matrix():
+    more = int(subprocess.check_output([sys.executable, "-c", MEASURE], text=True))
+    assert more < 0.8 * 4 * 3000**2
 
 
 def test_a_matrix_that_has_no_inverse_is_refused():
