@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--warmup",
         type=int,
-        default=10,
+        default=30,
         metavar="N",
         help="evaluations before a trial may be stopped as poor (%(default)s)",
     )

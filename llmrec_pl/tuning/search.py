@@ -54,7 +54,7 @@ class Search:
     more: Sequence[str] = ()
     n_workers: int = 1
     seed: int = 2026
-    warmup: int = 10
+    warmup: int = 30
 
     @property
     def arguments(self) -> list[str]:

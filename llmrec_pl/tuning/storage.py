@@ -22,7 +22,7 @@ JOURNAL = "journal.log"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
-def open_study(folder: Path, *, seed: int = 0, warmup: int = 10) -> optuna.Study:
+def open_study(folder: Path, *, seed: int = 0, warmup: int = 30) -> optuna.Study:
     """Open a study, or make it.
 
     Args:

@@ -75,7 +75,7 @@ class TrialWatch(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say why training ended, before a checkpoint overwrites what early stopping knows."""
         stopping = trainer.early_stopping_callback
-        ended = "early stopping" if stopping and stopping.stopped_epoch else "epochs"  # type: ignore[attr-defined]
+        ended = "early stopping" if stopping and stopping.stopped_epoch else "epochs"
         self.stopped = self.stopped or ended
 
     def _spent(self) -> float:
