@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from llmrec_pl.data.augmentation import Augmentation, load_augmentation
 from llmrec_pl.data.dataset import InteractionDataset
-from llmrec_pl.data.features import FeatureStore
+from llmrec_pl.data.features import Feature, FeatureStore
+from llmrec_pl.data.llm_modalities import as_item_modalities
 from llmrec_pl.data.provenance import check_same_data, data_record
 from llmrec_pl.data.triplets import Sampling, TripletSampler, batches_an_epoch
 from llmrec_pl.errors import CheckpointMismatchError, ConfigError, DatasetError
@@ -121,6 +122,8 @@ class RecDataModule(L.LightningDataModule):
             Without an augmentation that brings edges the rate in effect is 0.
         llm_parts: which parts of the augmentation are used: "edges", "profiles", "attributes".
         llm_edges_in_graph: also let the LLM's positives pass messages in the graph.
+        llm_features_as_modalities: give the LLM's profiles and attributes to models as item
+            modalities instead; see `as_item_modalities`.
         invalid: what to do with invalid LLM edges: "error", or "drop" and report.
         exclude_features: names of features to leave out.
         sampling: "edge" visits each interaction once an epoch, "user" draws distinct users.
@@ -143,6 +146,7 @@ class RecDataModule(L.LightningDataModule):
         llm_edge_rate: float = 0.1,
         llm_parts: list[LLMPart] = ["edges", "profiles", "attributes"],  # noqa: B006
         llm_edges_in_graph: bool = False,
+        llm_features_as_modalities: bool = False,
         invalid: Literal["error", "drop"] = "error",
         exclude_features: list[str] = [],  # noqa: B006 (never mutated)
         sampling: Sampling = "edge",
@@ -174,6 +178,7 @@ class RecDataModule(L.LightningDataModule):
         self.augmentation_path, self.invalid = augmentation, invalid
         self.llm_edge_rate, self.llm_parts = llm_edge_rate, list(llm_parts)
         self.llm_edges_in_graph, self.exclude_features = llm_edges_in_graph, exclude_features
+        self.llm_features_as_modalities = llm_features_as_modalities
         self.sampling, self.batch_size, self.n_negatives = sampling, batch_size, n_negatives
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
         self._dataset: InteractionDataset | None = None
@@ -218,6 +223,7 @@ class RecDataModule(L.LightningDataModule):
             return
         dataset = InteractionDataset.load(self.root, open_test=open_test, verify=self.verify)
         features = FeatureStore.load(self.root, verify=self.verify)
+        wanted: list[Feature] = []
         if self.augmentation_path is not None:
             self.augmentation = load_augmentation(
                 Path(self.augmentation_path), dataset, invalid=self.invalid, verify=self.verify
@@ -226,7 +232,9 @@ class RecDataModule(L.LightningDataModule):
             wanted = [
                 f for f in self.augmentation.features if groups.get(f.group) in self.llm_parts
             ]
-            features = features.merged(wanted)
+        if self.llm_features_as_modalities:
+            wanted = as_item_modalities(wanted, dataset.train)
+        features = features.merged(wanted)
         if self.exclude_features:
             features = features.without(self.exclude_features)
         if self.features_in_use is not None:
@@ -346,6 +354,7 @@ class RecDataModule(L.LightningDataModule):
             "`data.n_negatives`": self.n_negatives,
             "`data.llm_edge_rate` in effect": self.effective_llm_edge_rate,
             "`data.llm_parts`": sorted(self.llm_parts),
+            "`data.llm_features_as_modalities`": self.llm_features_as_modalities,
             "`seed_everything`": self.seed,
             "number of processes": trainer.world_size,
             "`trainer.limit_train_batches`": trainer.limit_train_batches,
@@ -361,6 +370,12 @@ class RecDataModule(L.LightningDataModule):
         Raises:
             CheckpointMismatchError: naming what the checkpoint has and what is given.
         """
+        trained = record["data_arguments"].get("llm_features_as_modalities", False)
+        if trained != self.llm_features_as_modalities:
+            raise CheckpointMismatchError(
+                f"the checkpoint was trained with `data.llm_features_as_modalities` = {trained}, "
+                f"now it is {self.llm_features_as_modalities}; use the config.yaml of its run."
+            )
         check_same_data(record, self.dataset, self.features)
         found = self.checkpoint_record(trainer)
         if record["augmentation"] != found["augmentation"]:
