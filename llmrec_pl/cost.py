@@ -42,6 +42,11 @@ class RunCost(L.Callback):
         self.cpu_evaluation = self.wall_evaluation = 0.0
         self._started: _Clock = (0.0, 0.0)
         self._evaluating: _Clock = (0.0, 0.0)
+        self._fitting = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remember whether this is training: only that goes on from an earlier state."""
+        self._fitting = stage == "fit"
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -84,8 +89,8 @@ class RunCost(L.Callback):
         return {name: getattr(self, name) for name in _SUMS}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the sums of a checkpoint."""
-        for name in _SUMS:
+        """Go on from the sums of a checkpoint, where training does."""
+        for name in _SUMS if self._fitting else ():
             setattr(self, name, state_dict[name])
 
     def record(self) -> dict[str, float]:
