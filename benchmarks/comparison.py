@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import json
 import platform
 import statistics
 import sys
@@ -21,7 +22,7 @@ from benchmarks import recbole_side, scoring
 from benchmarks.closed_form import evaluate_closed_form
 from benchmarks.trials import TrialStore, write_json
 from llmrec_pl.data.dataset import InteractionDataset
-from llmrec_pl.errors import LLMRecError
+from llmrec_pl.errors import DatasetError, LLMRecError
 
 if TYPE_CHECKING:
     import argparse
@@ -40,6 +41,15 @@ COSTS = (
     "cpu_seconds_evaluation",
 )
 SELECT = "recall@20"
+COUNTERPARTS = {
+    "MF": "BPR",
+    "LightGCN": "LightGCN",
+    "NGCF": "NGCF",
+    "EASE": "EASE",
+    "ItemKNN": "ItemKNN",
+    "LLMRec": None,
+}
+"""Names of this project's models, and of the same ones in RecBole."""
 console = Console(width=None if Console().is_terminal else 132)
 
 
@@ -69,6 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         help="where the results go (%(default)s)",
     )
     parser.add_argument("--skip-recbole", action="store_true", help="only this project's side")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=list(COUNTERPARTS),
+        metavar="NAME",
+        help="run these and their counterparts alone, and keep what `--out` holds of the others",
+    )
 
 
 @contextlib.contextmanager
@@ -89,19 +106,24 @@ def run(
         trials: the grids of all models.
         data: canonical data set folder.
         seeds: with which the chosen settings are trained, and which the results are the mean
-            of; only the grid's own by default.
+            of; only the grid's own by default, and for closed forms.
         args: see `add_arguments`.
     """
     dataset = InteractionDataset.load(data)
     store = TrialStore(args.work, dataset.fingerprint)
     if args.skip_recbole:
         trials = [t for t in trials if t.library != "recbole"]
+    kept: dict[str, list[Record]] = {"chosen": [], "trials": []}
+    if args.models:
+        kept = results_of_others(args, dataset.fingerprint)
+        trials = [t for t in trials if is_selected(t.library, t.model, args.models)]
     records = [_run_trial(trial, store, dataset, data, args) for trial in trials]
     chosen = _choose(trials, records)
     opened = InteractionDataset.load(data, open_test=True)
-    results: list[Record] = evaluate_closed_form(dataset, opened)
+    results: list[Record] = evaluate_closed_form(dataset, opened) + kept["chosen"]
     for trial, record in chosen:
-        repeated = [_with_seed(trial, seed) for seed in seeds or [trial.budget.seed]]
+        own = trial.is_solved or not seeds
+        repeated = [trial] if own else [_with_seed(trial, seed) for seed in seeds]
         runs = [_run_trial(t, store, dataset, data, args) for t in repeated]
         tests = [scoring.evaluate_vectors(*store.vectors(t), opened, "test") for t in repeated]
         results.append({**over_seeds(runs, tests), "screening": record["validation"][SELECT]})
@@ -120,12 +142,42 @@ def run(
         "software": _software(args),
         "chosen": results,
         "speed_ratio": speed_ratios(results),
-        "evaluator_difference": evaluator_difference(records),
-        "trials": records,
+        "evaluator_difference": evaluator_difference(kept["trials"] + records),
+        "trials": kept["trials"] + records,
     }
     write_json(args.out, content)
     _print_checks(content)
     console.print(f"written to {args.out}", markup=False, highlight=False)
+
+
+def is_selected(library: str, model: str, names: Sequence[str]) -> bool:
+    """Return whether a library's model is one of `names`, which are this project's."""
+    return model in (names if library == "llmrec_pl" else [COUNTERPARTS[n] for n in names])
+
+
+def results_of_others(args: argparse.Namespace, fingerprint: str) -> dict[str, list[Record]]:
+    """Return the records in `args.out` of trained models that are not in `args.models`.
+
+    Raises:
+        DatasetError: the file is missing, or of other data or software.
+    """
+    remedy = "run without `--models`, or name another file with `--out`."
+    if not args.out.is_file():
+        raise DatasetError(f"there are no results in {str(args.out)!r} to keep; {remedy}")
+    content = json.loads(args.out.read_text(encoding="utf-8"))
+    was = {"fingerprint": content["data"]["fingerprint"], **content["software"]}
+    now = {"fingerprint": fingerprint, **_software(args)}
+    if was != now:
+        raise DatasetError(f"{str(args.out)!r} was made with {was}, this run has {now}; {remedy}")
+    return {
+        part: [
+            record
+            for record in content[part]
+            if record["library"] != "closed form"
+            and not is_selected(record["library"], record["model"], args.models)
+        ]
+        for part in ("chosen", "trials")
+    }
 
 
 def _run_trial(
@@ -248,17 +300,17 @@ def seconds(record: Record) -> tuple[float, float]:
 
 
 def speed_ratios(results: Sequence[Record]) -> dict[str, float]:
-    """Return, for MF and LightGCN, RecBole's CPU time over ours, of an epoch and its evaluation.
+    """Return RecBole's CPU time over ours, of an epoch and its evaluation, for trained models.
 
     Both must have been run at the same batch size; a pair with different ones is left out.
     """
     cost = {
         (r["library"], r["model"]): (sum(seconds(r)), r["settings"]["batch_size"])
         for r in results
-        if "epochs" in r
+        if "batch_size" in r["settings"]
     }
     ratios = {}
-    for ours, theirs in (("MF", "BPR"), ("LightGCN", "LightGCN")):
+    for ours, theirs in COUNTERPARTS.items():
         mine, other = cost.get(("llmrec_pl", ours)), cost.get(("recbole", theirs))
         if mine and other and mine[1] == other[1]:
             ratios[ours] = other[0] / mine[0]

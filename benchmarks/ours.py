@@ -16,15 +16,20 @@ from benchmarks.trials import Outcome
 from llmrec_pl.data.datamodule import RecDataModule
 from llmrec_pl.evaluation.callback import AllRankingEvaluator
 from llmrec_pl.models.base import Recommender
+from llmrec_pl.models.ease import EASE
+from llmrec_pl.models.item_knn import ItemKNN
 from llmrec_pl.models.lightgcn import LightGCN
 from llmrec_pl.models.llmrec import LLMRec
 from llmrec_pl.models.mf import MF
+from llmrec_pl.models.ngcf import NGCF
 from llmrec_pl.training import _quieten
 
 if TYPE_CHECKING:
     from benchmarks.trials import Trial
 
-MODELS: dict[str, type[Recommender]] = {"MF": MF, "LightGCN": LightGCN, "LLMRec": LLMRec}
+MODELS: dict[str, type[Recommender]] = {
+    model.__name__: model for model in (MF, NGCF, LightGCN, LLMRec, EASE, ItemKNN)
+}
 MONITOR = "val/recall@20"
 DATA_SETTINGS = (
     "batch_size",
@@ -61,20 +66,22 @@ def train(trial: Trial, root: Path) -> Outcome:
     """Train until validation Recall@20 stops rising, and return the best epoch's vectors.
 
     Args:
-        trial: ``settings`` holds ``lr``, `DATA_SETTINGS`, arguments of the model, and at will
-            ``optimizer``, a name in `torch.optim`, and its ``weight_decay``.
+        trial: ``settings`` holds `DATA_SETTINGS` and arguments of the model; for one that is
+            trained by gradients ``lr``, and at will ``optimizer``, a name in `torch.optim`, and
+            its ``weight_decay``.
         root: canonical data set folder.
     """
     settings = {k: v for k, v in trial.settings.items() if k not in LABELS}
     data_settings: dict[str, Any] = {k: settings.pop(k) for k in DATA_SETTINGS if k in settings}
-    optimizer = functools.partial(
-        getattr(torch.optim, settings.pop("optimizer", "AdamW")),
-        lr=settings.pop("lr"),
-        weight_decay=settings.pop("weight_decay", 0.0),
-    )
+    if not trial.is_solved:
+        settings["optimizer"] = functools.partial(
+            getattr(torch.optim, settings.pop("optimizer", "AdamW")),
+            lr=settings.pop("lr"),
+            weight_decay=settings.pop("weight_decay", 0.0),
+        )
     data = RecDataModule(str(root), seed=trial.budget.seed, **data_settings)
     model_class = MODELS[trial.model]
-    model = model_class(**settings, optimizer=optimizer)
+    model = model_class(**settings)
     evaluator, clock = AllRankingEvaluator(), _CpuClock()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = ModelCheckpoint(

@@ -109,7 +109,8 @@ def train(trial: Trial, python: Path, data: Path, out: Path) -> Outcome:
     """Run one trial in RecBole's environment.
 
     Args:
-        trial: ``settings`` holds ``lr``, ``batch_size`` and RecBole's own names.
+        trial: ``settings`` holds RecBole's own names, and ``lr`` and ``batch_size`` for a model
+            trained by gradients.
         python: interpreter of the environment.
         data: folder of the atomic files.
         out: path without suffix for the worker's two files, which are removed.

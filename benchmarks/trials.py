@@ -46,7 +46,8 @@ class Trial:
     Attributes:
         library: which implementation.
         model: its name there.
-        settings: ``lr``, ``batch_size`` and the model's own arguments.
+        settings: the model's own arguments, and ``lr`` and ``batch_size`` unless it is solved in
+            closed form.
         budget: see `Budget`.
     """
 
@@ -54,6 +55,11 @@ class Trial:
     model: str
     settings: dict[str, Any]
     budget: Budget = dataclasses.field(default_factory=Budget)
+
+    @property
+    def is_solved(self) -> bool:
+        """Return whether the model has a closed form, in which no seed takes part."""
+        return "lr" not in self.settings
 
     def key(self, fingerprint: str) -> str:
         """Return a short hash of the trial and of the data set it runs on."""
