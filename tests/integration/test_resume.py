@@ -289,6 +289,29 @@ def test_many_negatives_and_replaced_items_resume_too(llmrec_arguments, tmp_path
     assert_equal(final_state(tmp_path / "b"), final_state(tmp_path / "a"))
 
 
+@pytest.mark.parametrize("model", ["lattice", "micro"])
+def test_item_graphs_chosen_once_an_epoch_resume_too(llmrec_arguments, tmp_path, model):
+    arguments = [a.replace("models/llmrec.yaml", f"models/{model}.yaml") for a in llmrec_arguments]
+    place = arguments.index("--model.init_args.dropout")
+    del arguments[place : place + 2]
+    more = ("--model.init_args.original_weight", 0.0)
+    save = (
+        "--trainer.callbacks+",
+        f"{{class_path: {SaveEverywhere.__module__}.SaveEverywhere, "
+        f"init_args: {{folder: {tmp_path}}}}}",
+    )
+    cli = fit(arguments, tmp_path / "a", *more, *save)
+    path = tmp_path / f"step{int(cli.trainer.num_training_batches) + 2}.ckpt"
+    name = "item_graphs.0.neighbours"
+    kept = read_checkpoint(path)["state_dict"]
+    assert not torch.equal(kept[name], read_checkpoint(tmp_path / "step1.ckpt")["state_dict"][name])
+    cli.model.load_state_dict(kept)
+    cli.model.refresh()
+    assert not torch.equal(cli.model.state_dict()[name], kept[name]), "weights alone are no help"
+    fit(arguments, tmp_path / "b", *more, "--ckpt_path", path)
+    assert_equal(final_state(tmp_path / "b"), final_state(tmp_path / "a"))
+
+
 def test_checkpoints_hold_nothing_but_plain_data(whole_run):
     for path in whole_run[0].rglob("*.ckpt"):
         checkpoint = torch.load(path, weights_only=True)
