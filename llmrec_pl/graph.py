@@ -206,6 +206,46 @@ def segment_softmax(score: Tensor, segment: Tensor, n_segments: int) -> Tensor:
     return exponent / total[segment]
 
 
+class _EdgeScores(torch.autograd.Function):
+    """Inner products over the edges of a graph; the backward pass is two weighted sums."""
+
+    @staticmethod
+    def forward(ctx: Any, user: Tensor, item: Tensor, graph: WeightedBipartiteGraph) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(user, item)
+        ctx.graph = graph
+        return graph._scores(user, item)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401
+        user, item = ctx.saved_tensors
+        return ctx.graph._sum_to_user(item, gradient), ctx.graph._sum_to_item(user, gradient), None
+
+
+class _EdgeSum(torch.autograd.Function):
+    """A weighted sum over edges; its backward pass is a sum the other way, and edge scores."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        weight: Tensor,
+        graph: WeightedBipartiteGraph,
+        to_user: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.graph, ctx.to_user = graph, to_user
+        return graph._sum_to_user(x, weight) if to_user else graph._sum_to_item(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # noqa: ANN401
+        x, weight = ctx.saved_tensors
+        graph: WeightedBipartiteGraph = ctx.graph
+        gradient = gradient.contiguous()
+        if ctx.to_user:
+            return graph._sum_to_item(gradient, weight), graph._scores(gradient, x), None, None
+        return graph._sum_to_user(gradient, weight), graph._scores(x, gradient), None, None
+
+
 class WeightedBipartiteGraph(nn.Module):
     """A user-item graph whose edge weights are given, with gradient, at each propagation.
 
@@ -241,14 +281,53 @@ class WeightedBipartiteGraph(nn.Module):
         for name, array in buffers.items():
             self.register_buffer(name, torch.from_numpy(array), persistent=False)
 
+    def edge_scores(self, user: Tensor, item: Tensor) -> Tensor:
+        """Return the inner product of both ends of each edge, ``[n_edges]``.
+
+        Like the sums, runs in float32 outside autocast (float64 if its input is), and keeps
+        nothing of size ``n_edges * d`` for the backward pass.
+
+        Args:
+            user: ``[n_users, d]``.
+            item: ``[n_items, d]``.
+        """
+        with torch.autocast(user.device.type, enabled=False):
+            scores: Tensor = _EdgeScores.apply(*_widened(user, item), self)  # type: ignore[no-untyped-call]
+        return scores
+
     def to_user(self, item: Tensor, weight: Tensor) -> Tensor:
         """Sum item features ``[n_items, d]`` into users ``[n_users, d]``."""
-        return weighted_sum(self.edge_item, weight, item, self.user_offsets)
+        return self._sum(item, weight, to_user=True)
 
     def to_item(self, user: Tensor, weight: Tensor) -> Tensor:
         """Sum user features ``[n_users, d]`` into items ``[n_items, d]``."""
+        return self._sum(user, weight, to_user=False)
+
+    def _sum(self, x: Tensor, weight: Tensor, *, to_user: bool) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            summed: Tensor = _EdgeSum.apply(*_widened(x, weight), self, to_user)  # type: ignore[no-untyped-call]
+        return summed
+
+    def _sum_to_user(self, item: Tensor, weight: Tensor) -> Tensor:
+        return weighted_sum(self.edge_item, weight, item, self.user_offsets)
+
+    def _sum_to_item(self, user: Tensor, weight: Tensor) -> Tensor:
         order = self.by_item
         return weighted_sum(self.edge_user[order], weight[order], user, self.item_offsets)
+
+    def _scores(self, user: Tensor, item: Tensor) -> Tensor:
+        # The gradient of a weighted sum for its weights is just these inner products, and its
+        # kernel gathers no rows: a fifth of the time of indexing both sides.
+        with torch.enable_grad():
+            weight = user.new_zeros(len(self.edge_user), requires_grad=True)
+            summed = weighted_sum(self.edge_item, weight, item.detach(), self.user_offsets)
+            return torch.autograd.grad(summed, weight, user.detach())[0]
+
+
+def _widened(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both in the wider of their types, float32 at least."""
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return a.to(dtype), b.to(dtype)
 
 
 def _offsets(row: NDArray[np.int64], n_rows: int) -> NDArray[np.int64]:

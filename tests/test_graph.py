@@ -219,3 +219,17 @@ def dense_weights(x, neighbours):
         for i, row in enumerate(neighbours.tolist())
     ]
     return torch.stack(rows)
+
+
+@settings(deadline=None, max_examples=40)
+@given(adjacency(), st.integers(0, 2**16))
+def test_edge_scores_and_their_gradients_equal_those_of_the_dense_product(dense, seed):
+    random = np.random.default_rng(seed)
+    graph = WeightedBipartiteGraph(np.stack(np.nonzero(dense)), *dense.shape)
+    user = torch.from_numpy(random.normal(size=(dense.shape[0], 3))).requires_grad_()
+    item = torch.from_numpy(random.normal(size=(dense.shape[1], 3))).requires_grad_()
+    expected = (user @ item.T)[torch.from_numpy(dense)]
+    found = graph.edge_scores(user, item)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(x.square().sum(), (user, item)) for x in (found, expected)]
+    torch.testing.assert_close(*gradients)

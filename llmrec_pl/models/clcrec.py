@@ -15,7 +15,7 @@ from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.data.features import FeatureStore
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.models.base import OptimizerCallable, Recommender, Representations, SchedulerCallable
-from llmrec_pl.models.layers import FeatureTable, item_modalities
+from llmrec_pl.models.layers import ByFeature, FeatureTable, item_modalities
 from llmrec_pl.models.objective import negatives_of
 
 
@@ -60,7 +60,7 @@ class CLCRec(Recommender):
     """
 
     warm: Tensor
-    tables: nn.ModuleDict
+    tables: ByFeature
     encoder: nn.Sequential
 
     def __init__(
@@ -106,7 +106,7 @@ class CLCRec(Recommender):
         if not self.uses_features:
             return
         modalities = item_modalities(features, "CLCRec")
-        self.tables = nn.ModuleDict({f.name: FeatureTable(f, normalise=True) for f in modalities})
+        self.tables = ByFeature({f.name: FeatureTable(f, normalise=True) for f in modalities})
         self.encoder = nn.Sequential(
             nn.Linear(sum(f.dim for f in modalities), self.hidden_dim),
             nn.LeakyReLU(),

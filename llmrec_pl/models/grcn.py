@@ -14,7 +14,7 @@ from llmrec_pl.data.features import FeatureStore
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.graph import WeightedBipartiteGraph, segment_softmax
 from llmrec_pl.models.base import OptimizerCallable, Recommender, Representations, SchedulerCallable
-from llmrec_pl.models.layers import FeatureTable, item_modalities
+from llmrec_pl.models.layers import ByFeature, FeatureTable, item_modalities
 
 Confidence = Literal["learned", "none"]
 
@@ -59,7 +59,7 @@ class GRCN(Recommender):
         missing features: an item without a feature has a zero row, affinity 0 and no bias.
 
     Parameters: ``user_embedding.weight``, ``item_embedding.weight``,
-    ``projection.<modality>.weight`` and ``.bias``, ``preference.<modality>``,
+    ``projection.<modality>.weight`` and ``.bias``, ``preference.<modality>.weight``,
     ``user_confidence``, ``item_confidence``.
 
     Args:
@@ -78,9 +78,9 @@ class GRCN(Recommender):
     """
 
     graph: WeightedBipartiteGraph
-    tables: nn.ModuleDict
-    projection: nn.ModuleDict
-    preference: nn.ParameterDict
+    tables: ByFeature
+    projection: ByFeature
+    preference: ByFeature
 
     def __init__(
         self,
@@ -114,15 +114,16 @@ class GRCN(Recommender):
         modalities = item_modalities(features, type(self).__name__)
         self.make_embeddings(dataset)
         self.graph = WeightedBipartiteGraph(dataset.graph_edges(), dataset.n_users, dataset.n_items)
-        self.tables = nn.ModuleDict({f.name: FeatureTable(f) for f in modalities})
-        self.projection = nn.ModuleDict()
-        self.preference = nn.ParameterDict()
+        self.tables = ByFeature({f.name: FeatureTable(f) for f in modalities})
+        self.projection = ByFeature()
+        self.preference = ByFeature()
         for feature in modalities:
             projection = nn.Linear(feature.dim, self.modality_dim)
             nn.init.xavier_uniform_(projection.weight)
             self.projection[feature.name] = projection
-            preference = torch.empty(dataset.n_users, self.modality_dim)
-            self.preference[feature.name] = nn.Parameter(nn.init.xavier_uniform_(preference))
+            preference = nn.Embedding(dataset.n_users, self.modality_dim)
+            nn.init.xavier_uniform_(preference.weight)
+            self.preference[feature.name] = preference
         # Weights that no layer reads would have no gradient, which aborts distributed training.
         if self.confidence == "learned" and self.n_layers > 0:
             self.user_confidence = nn.Parameter(torch.ones(dataset.n_users, len(modalities)))
@@ -141,24 +142,23 @@ class GRCN(Recommender):
 
     def _route(self, name: str) -> Prototypes:
         table, graph = cast("FeatureTable", self.tables[name]), self.graph
-        preference = self.preference[name]
+        preference = cast("nn.Embedding", self.preference[name]).weight
         # Half precision would leave the softmax over a user's items few distinct values.
         projected = self.projection[name](table.values).to(preference.dtype)
         item = F.normalize(table.expand(F.leaky_relu(projected)))
         user = F.normalize(preference)
         for _ in range(self.n_routing):
-            attention = segment_softmax(self._affinity(user, item), graph.edge_user, graph.n_users)
+            attention = segment_softmax(
+                graph.edge_scores(user, item), graph.edge_user, graph.n_users
+            )
             user = F.normalize(user + graph.to_user(item, attention))
-        affinity = self._affinity(user, item)
+        affinity = graph.edge_scores(user, item)
         return Prototypes(
             user,
             item,
             segment_softmax(affinity, graph.edge_user, graph.n_users),
             segment_softmax(affinity, graph.edge_item, graph.n_items),
         )
-
-    def _affinity(self, user: Tensor, item: Tensor) -> Tensor:
-        return (user[self.graph.edge_user] * item[self.graph.edge_item]).sum(dim=1)
 
     def _edge_weights(self, content: Sequence[Prototypes]) -> tuple[Tensor, Tensor]:
         """Return the weight of each edge towards its user and towards its item, ``[n_edges]``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView, Iterator, KeysView
 from typing import Literal
 
 import torch
@@ -14,6 +14,37 @@ from llmrec_pl.data.features import Feature, FeatureStore
 from llmrec_pl.errors import ConfigError
 
 MaskToken = Literal["learned", "mean"]
+
+
+class ByFeature(nn.ModuleDict):
+    """Modules by feature name, whatever the name: a plain `ModuleDict` refuses "type" or "items".
+
+    A name that is also an attribute of `ModuleDict` is kept, and saved, as ``feature:<name>``.
+    """
+
+    @staticmethod
+    def _key(name: str) -> str:
+        return f"feature:{name}" if hasattr(nn.ModuleDict, name) or name == "training" else name
+
+    def __getitem__(self, key: str) -> nn.Module:
+        return super().__getitem__(self._key(key))
+
+    def __setitem__(self, key: str, module: nn.Module) -> None:
+        super().__setitem__(self._key(key), module)
+
+    def __contains__(self, key: str) -> bool:
+        return super().__contains__(self._key(key))
+
+    def __iter__(self) -> Iterator[str]:
+        return (key.removeprefix("feature:") for key in super().__iter__())
+
+    def keys(self) -> KeysView[str]:
+        """Return the names."""
+        return dict.fromkeys(self).keys()
+
+    def items(self) -> ItemsView[str, nn.Module]:
+        """Return the names with their modules."""
+        return dict(zip(self, self.values(), strict=True)).items()
 
 
 class FeatureTable(nn.Module):

@@ -16,7 +16,14 @@ from llmrec_pl.errors import ConfigError
 from llmrec_pl.graph import BipartiteGraph, Norm
 from llmrec_pl.losses import PruneKeep
 from llmrec_pl.models.base import OptimizerCallable, Recommender, Representations, SchedulerCallable
-from llmrec_pl.models.layers import FeatureTable, MaskedRows, MaskToken, Propagated, draw_mask
+from llmrec_pl.models.layers import (
+    ByFeature,
+    FeatureTable,
+    MaskedRows,
+    MaskToken,
+    Propagated,
+    draw_mask,
+)
 
 MaskSpace = Literal["projected", "raw", "none"]
 Regulariser = Literal["l2", "inverted"]
@@ -85,10 +92,10 @@ class LLMRec(Recommender):
     """
 
     graph: BipartiteGraph
-    tables: nn.ModuleDict
-    projection: nn.ModuleDict
-    mask: nn.ModuleDict
-    decoder: nn.ModuleDict
+    tables: ByFeature
+    projection: ByFeature
+    mask: ByFeature
+    decoder: ByFeature
     dropout: nn.Dropout
 
     def __init__(
@@ -161,12 +168,12 @@ class LLMRec(Recommender):
         self.groups: dict[Group, list[str]] = {
             group: [f.name for f in used if f.group == group] for group in get_args(Group)
         }
-        self.tables = nn.ModuleDict({f.name: FeatureTable(f) for f in used})
+        self.tables = ByFeature({f.name: FeatureTable(f) for f in used})
         self.projection_of = {f.name: self._projection_name(f) for f in used}
         self.dropout = nn.Dropout(self.dropout_rate)
-        self.projection = nn.ModuleDict()
-        self.mask = nn.ModuleDict()
-        self.decoder = nn.ModuleDict()
+        self.projection = ByFeature()
+        self.mask = ByFeature()
+        self.decoder = ByFeature()
         for feature in used:
             self._add_projection(feature)
 

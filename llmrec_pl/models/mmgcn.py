@@ -14,7 +14,7 @@ from llmrec_pl.data.features import Feature, FeatureStore
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.graph import BipartiteGraph
 from llmrec_pl.models.base import OptimizerCallable, Recommender, Representations, SchedulerCallable
-from llmrec_pl.models.layers import FeatureTable, item_modalities
+from llmrec_pl.models.layers import ByFeature, FeatureTable, item_modalities
 
 NEGATIVE_SLOPE = 0.01
 """Of every LeakyReLU, as in the released code; the paper gives none."""
@@ -152,7 +152,7 @@ class MMGCN(Recommender):
         ConfigError: a value is out of range, or the items have no modality.
     """
 
-    modality: nn.ModuleDict
+    modality: ByFeature
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class MMGCN(Recommender):
         modalities = item_modalities(features, "MMGCN")
         self.make_embeddings(dataset)
         self.graph = BipartiteGraph(dataset.graph_edges(), dataset.n_users, dataset.n_items, "mean")
-        self.modality = nn.ModuleDict(
+        self.modality = ByFeature(
             {
                 feature.name: ModalityGCN(
                     feature,

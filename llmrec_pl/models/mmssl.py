@@ -17,7 +17,7 @@ from llmrec_pl.errors import ConfigError
 from llmrec_pl.graph import BipartiteGraph
 from llmrec_pl.models.adversary import Critic, adversarial_losses, perturbed_rows
 from llmrec_pl.models.base import OptimizerCallable, Recommender, Representations, SchedulerCallable
-from llmrec_pl.models.layers import FeatureTable, item_modalities
+from llmrec_pl.models.layers import ByFeature, FeatureTable, item_modalities
 from llmrec_pl.models.relations import ModalityAttention, RelationGraph
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ class MMSSL(Recommender):
     """
 
     graph: BipartiteGraph
-    tables: nn.ModuleDict
-    projection: nn.ModuleDict
-    relations: nn.ModuleDict
+    tables: ByFeature
+    projection: ByFeature
+    relations: ByFeature
     edge_user: Tensor
     edge_item: Tensor
 
@@ -168,8 +168,8 @@ class MMSSL(Recommender):
         self.make_embeddings(dataset)
         edges = dataset.graph_edges()
         self.graph = BipartiteGraph(edges, dataset.n_users, dataset.n_items, "symmetric")
-        self.tables, self.projection = nn.ModuleDict(), nn.ModuleDict()
-        self.relations = nn.ModuleDict()
+        self.tables, self.projection = ByFeature(), ByFeature()
+        self.relations = ByFeature()
         # What nothing reads is not built: unused parameters abort distributed training.
         if self._has_views or self.feature_weight + self.generator_weight > 0:
             for feature in item_modalities(features, type(self).__name__):

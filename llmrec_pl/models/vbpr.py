@@ -13,7 +13,7 @@ from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.data.features import FeatureStore
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.models.base import OptimizerCallable, Recommender, Representations, SchedulerCallable
-from llmrec_pl.models.layers import FeatureTable, item_modalities
+from llmrec_pl.models.layers import ByFeature, FeatureTable, item_modalities
 
 
 class VBPR(Recommender):
@@ -53,9 +53,9 @@ class VBPR(Recommender):
         ConfigError: a width is not positive, or the items have no modality.
     """
 
-    tables: nn.ModuleDict
-    projection: nn.ModuleDict
-    feature_bias: nn.ModuleDict
+    tables: ByFeature
+    projection: ByFeature
+    feature_bias: ByFeature
 
     def __init__(
         self,
@@ -81,8 +81,8 @@ class VBPR(Recommender):
         nn.init.xavier_uniform_(self.user_preference.weight)
         self.item_bias = nn.Embedding(dataset.n_items, 1)
         nn.init.zeros_(self.item_bias.weight)
-        self.tables, self.projection = nn.ModuleDict(), nn.ModuleDict()
-        self.feature_bias = nn.ModuleDict()
+        self.tables, self.projection = ByFeature(), ByFeature()
+        self.feature_bias = ByFeature()
         for feature in modalities:
             self.tables[feature.name] = FeatureTable(feature, normalise=self.normalise_features)
             # A bias of the projection would not be the paper's, and would reach unknown rows.

@@ -299,3 +299,25 @@ def test_renumbering_users_and_items_renumbers_scores(model_class, data):
     torch.testing.assert_close(
         (a.user @ a.item.T)[back["user"]][:, back["item"]], b.user @ b.item.T, rtol=1e-4, atol=1e-5
     )
+
+
+def named_features(dataset, names):
+    random = np.random.default_rng(2)
+    return FeatureStore(
+        {
+            n: Feature(n, "item", "modality", random.normal(size=(dataset.n_items, d)).astype("f4"))
+            for d, n in enumerate(names, start=4)
+        }
+    )
+
+
+@pytest.mark.parametrize("names", [["poster"], ["items", "type"], ["a", "training", "values"]])
+@pytest.mark.parametrize("model_class", TRAINED)
+def test_modalities_may_have_any_number_and_any_name(model_class, names):
+    dataset = taste_groups()
+    features = named_features(dataset, names)
+    model, other = (make(model_class, dataset, features) for _ in range(2))
+    train(model, dataset, steps=2)
+    other.load_state_dict(model.state_dict())
+    a, b = model.eval().encode(), other.eval().encode()
+    torch.testing.assert_close(a.user @ a.item.T, b.user @ b.item.T, rtol=0, atol=0)

@@ -60,7 +60,7 @@ class Reference:
             y = weight @ raw[i] + bias
             y = torch.where(y > 0, y, 0.01 * y)
             items.append(unit(y) if known[i] else torch.zeros_like(y))
-        users = [unit(x) for x in self.p[f"preference.{feature.name}"]]
+        users = [unit(x) for x in self.p[f"preference.{feature.name}.weight"]]
         for _ in range(self.options["n_routing"]):
             users = [self.step(u, users[u], items) for u in range(self.n_users)]
         return users, items
