@@ -11,6 +11,7 @@ from torch import Tensor
 from llmrec_pl.errors import ConfigError
 
 PruneKeep = Literal["hardest", "easiest"]
+_ROWS_PER_CANDIDATE = 64
 
 
 def _full_precision(x: Tensor) -> Tensor:
@@ -21,6 +22,25 @@ def _full_precision(x: Tensor) -> Tensor:
 def inner_product(user: Tensor, item: Tensor) -> Tensor:
     """Score pairs of rows, ``[n, d]`` and ``[n, d]`` to ``[n]``."""
     return (user * item).sum(dim=-1)
+
+
+def candidate_scores(user: Tensor, rows: Tensor, place: Tensor) -> Tensor:
+    """Score several candidates of each row by inner products, ``[n, m]``.
+
+    Candidates come from few distinct rows again and again. While these are not many times more
+    than m, one product with all of them costs less than gathering ``[n, m, d]`` numbers, which
+    is what is done otherwise. Runs outside autocast.
+
+    Args:
+        user: ``[n, d]``.
+        rows: distinct candidates, ``[n_rows, d]``.
+        place: row of each candidate, int64 ``[n, m]``.
+    """
+    with torch.autocast(user.device.type, enabled=False):
+        user, rows = _full_precision(user), _full_precision(rows)
+        if len(rows) <= _ROWS_PER_CANDIDATE * place.shape[1]:
+            return (user @ rows.T).gather(1, place)
+        return inner_product(user.unsqueeze(1), rows[place])
 
 
 def bpr_log_likelihood(user: Tensor, pos_item: Tensor, neg_item: Tensor) -> Tensor:

@@ -92,3 +92,21 @@ def test_restoration_of_equal_rows_has_a_finite_gradient():
 
 def test_restoration_of_nothing_is_zero():
     assert float(losses.restoration_loss(torch.zeros(0, 4), torch.zeros(0, 4), 2)) == 0
+
+
+@pytest.mark.parametrize("n_rows", [3, 4 * 64, 4 * 64 + 1])
+def test_candidate_scores_are_inner_products_however_many_rows_there_are(n_rows):
+    random = torch.Generator().manual_seed(n_rows)
+    user, rows = (
+        torch.randn(n, 5, generator=random).double().requires_grad_() for n in (7, n_rows)
+    )
+    place = torch.randint(n_rows, (7, 4), generator=random)
+    found = losses.candidate_scores(user, rows, place)
+    expected = torch.stack(
+        [torch.stack([user[i] @ rows[place[i, j]] for j in range(4)]) for i in range(7)]
+    )
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(x.square().sum(), (user, rows)) for x in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert losses.candidate_scores(user.float(), rows.float(), place).dtype == torch.float32

@@ -146,11 +146,12 @@ class CLCRec(Recommender):
         terms = {}
         if self.contrast_weight > 0:
             anchor = F.normalize(embedding, dim=1)[place[:, 0]]
-            view = F.normalize(encoded, dim=1)[place]
-            value = self._contrast(anchor, view, items, self.contrast_temperature)
+            score = losses.candidate_scores(anchor, F.normalize(encoded, dim=1), place)
+            value = self._contrast(score, items, self.contrast_temperature)
             terms["contrast"] = self.contrast_weight * value
-        mixed = torch.cat([embedding, encoded])[place + len(distinct) * self._replaced(items)]
-        value = self._contrast(user, mixed, items, self.temperature)
+        mixed = place + len(distinct) * self._replaced(items)
+        score = losses.candidate_scores(user, torch.cat([embedding, encoded]), mixed)
+        value = self._contrast(score, items, self.temperature)
         terms["softmax"] = (1 - self.contrast_weight) * value
         if self.l2_weight > 0:
             terms["l2"] = self.l2_weight * losses.l2_loss(*self.ego_rows(batch))
@@ -163,10 +164,7 @@ class CLCRec(Recommender):
             return cold
         return cold | (torch.rand(items.shape, device=items.device) < self.replace_rate)
 
-    def _contrast(
-        self, anchor: Tensor, candidates: Tensor, items: Tensor, temperature: float
-    ) -> Tensor:
-        """Tell the first candidate of each anchor from the warm ones among the others."""
-        score = losses.inner_product(anchor.unsqueeze(1), candidates)
+    def _contrast(self, score: Tensor, items: Tensor, temperature: float) -> Tensor:
+        """Tell the first candidate of each row from the warm ones among the others."""
         negative = score[:, 1:].masked_fill(~self.warm[items[:, 1:]], -torch.inf)
         return losses.sampled_softmax_loss(score[:, 0], negative, temperature)

@@ -101,7 +101,7 @@ class ObjectiveRecommender(Recommender, ABC):
         # Many negatives come often in a batch: each is encoded once.
         distinct, place = torch.unique(items, return_inverse=True)
         rows = self.encode_rows(batch["user"], distinct)
-        score = losses.inner_product(rows.user.unsqueeze(1), rows.item[place])
+        score = losses.candidate_scores(rows.user, rows.item, place)
         positive, negative = score[:, 0], score[:, 1:]
         if self.loss == "ccl":
             value = losses.cosine_contrastive_loss(
