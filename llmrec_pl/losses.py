@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -213,6 +213,34 @@ def restoration_loss(restored: Tensor, target: Tensor, gamma: float) -> Tensor:
     return (1.0 - cosine).clamp(min=0.0).pow(gamma).mean()
 
 
+class _TwoViewContrast(torch.autograd.Function):
+    """The loss with its gradient for the cosines, in one matrix ``[n, 2 n]`` that is kept.
+
+    Left to autograd, ten passes over such matrices take two thirds of the time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, view: Tensor, other: Tensor, temperature: float) -> Tensor:  # noqa: ANN401
+        n = len(view)
+        both = torch.cat([other, view])
+        share = (view @ both.T).div_(temperature)
+        share[:, n:].fill_diagonal_(-torch.inf)
+        highest = share.amax(dim=1, keepdim=True)
+        positive = share.diagonal().clone()
+        total = share.sub_(highest).exp_().sum(dim=1)
+        loss = (total.log() + highest.squeeze(1) - positive).mean()
+        share.div_(total.unsqueeze(1)).diagonal().sub_(1)
+        ctx.save_for_backward(share.div_(n * temperature), both)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401
+        share, both = ctx.saved_tensors
+        n = len(share)
+        columns = share.T @ both[n:]
+        return gradient * (share @ both + columns[n:]), gradient * columns[:n], None
+
+
 def two_view_contrast_loss(view: Tensor, other: Tensor, temperature: float) -> Tensor:
     """Return the InfoNCE between two views of the same nodes, with negatives of both.
 
@@ -234,8 +262,5 @@ def two_view_contrast_loss(view: Tensor, other: Tensor, temperature: float) -> T
     with torch.autocast(view.device.type, enabled=False):
         v = F.normalize(_full_precision(view), dim=1)
         o = F.normalize(_full_precision(other), dim=1)
-        between = v @ o.T / temperature
-        itself = torch.eye(len(v), dtype=torch.bool, device=v.device)
-        within = (v @ v.T / temperature).masked_fill(itself, -torch.inf)
-        total = torch.cat([between, within], dim=1).logsumexp(dim=1)
-        return (total - between.diagonal()).mean()
+        loss: Tensor = _TwoViewContrast.apply(v, o, temperature)  # type: ignore[no-untyped-call]
+    return loss

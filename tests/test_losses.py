@@ -110,3 +110,19 @@ def test_candidate_scores_are_inner_products_however_many_rows_there_are(n_rows)
     torch.testing.assert_close(*gradients)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert losses.candidate_scores(user.float(), rows.float(), place).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("n", "temperature"), [(1, 0.5), (6, 0.5), (6, 0.01)])
+def test_two_view_contrast_and_its_gradient_equal_a_loop(n, temperature):
+    random = torch.Generator().manual_seed(n)
+    view, other = (torch.randn(n, 4, generator=random).double().requires_grad_() for _ in range(2))
+    v, o = (x / x.norm(dim=1, keepdim=True) for x in (view, other))
+    expected = torch.zeros((), dtype=torch.float64)
+    for a in range(n):
+        scores = [v[a] @ o[b] / temperature for b in range(n)]
+        scores += [v[a] @ v[b] / temperature for b in range(n) if b != a]
+        expected = expected + torch.logsumexp(torch.stack(scores), 0) - scores[a]
+    found = losses.two_view_contrast_loss(view, other, temperature)
+    torch.testing.assert_close(found, expected / n)
+    gradients = [torch.autograd.grad(3 * x, (view, other)) for x in (found, expected / n)]
+    torch.testing.assert_close(*gradients)
