@@ -138,12 +138,22 @@ class Recommender(L.LightningModule):
         )
 
     def build_seeded(self, dataset: InteractionDataset, features: FeatureStore, seed: int) -> None:
-        """Call `build` once, with initial weights that depend on `seed` alone."""
+        """Call `build` once, with initial weights that depend on `seed` alone.
+
+        Whatever the trainer's device and precision: Lightning moves and converts the model later.
+        """
         if self._built:
             return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.build(dataset, features)
+        # Lightning calls `configure_model` with the GPU as default device, where new tensors
+        # would meet graphs and features on the CPU, and be drawn by another generator.
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                torch.manual_seed(seed)
+                self.build(dataset, features)
+        finally:
+            torch.set_default_dtype(dtype)
         self._built = True
 
     def configure_model(self) -> None:

@@ -164,6 +164,23 @@ def test_shapes_and_finiteness(model_class, data):
 
 
 @pytest.mark.parametrize("model_class", MODELS)
+def test_initial_weights_do_not_depend_on_device_or_precision(model_class, data):
+    # What Lightning's strategies and precisions set while they call `configure_model`.
+    expected = make(model_class, *data)
+    with torch.device("meta"):
+        moved = make(model_class, *data)
+    torch.set_default_dtype(torch.float64)
+    try:
+        wider = make(model_class, *data)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for found in (moved, wider):
+        assert found.fingerprint() == expected.fingerprint()
+        for a, b in zip(found.buffers(), expected.buffers(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model_class", MODELS)
 def test_eval_encode_is_deterministic_and_pure(model_class, data):
     model = make(model_class, *data).eval()
     before = {n: t.clone() for n, t in [*model.named_parameters(), *model.named_buffers()]}
