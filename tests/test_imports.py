@@ -17,6 +17,7 @@ FORBIDDEN = {
     "llmrec_pl/errors.py": {"llmrec_pl"},
     "llmrec_pl/losses.py": {"lightning", "llmrec_pl.data", "llmrec_pl.models"},
     "llmrec_pl/graph.py": {"lightning", "llmrec_pl.data", "llmrec_pl.models"},
+    "llmrec_pl/neighbours.py": {"lightning", "llmrec_pl.data", "llmrec_pl.models"},
     "llmrec_pl/data": {"llmrec_pl.models", "llmrec_pl.evaluation", "llmrec_pl.training"},
     "llmrec_pl/data/dataset.py": {"torch", "lightning"},
     "llmrec_pl/data/features.py": {"torch", "lightning"},

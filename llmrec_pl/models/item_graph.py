@@ -10,14 +10,9 @@ from torch import Tensor, nn
 
 from llmrec_pl.data.features import Feature
 from llmrec_pl.errors import ConfigError
-from llmrec_pl.graph import (
-    SparseOperator,
-    nearest_neighbours,
-    neighbour_operator,
-    neighbour_weights,
-    weighted_sum,
-)
+from llmrec_pl.graph import SparseOperator, weighted_sum
 from llmrec_pl.models.layers import FeatureTable
+from llmrec_pl.neighbours import nearest_neighbours, neighbour_operator, neighbour_weights
 
 
 class LatentItemGraph(nn.Module):
