@@ -177,6 +177,15 @@ def test_without_contrast_the_encoder_learns_from_replaced_items(moved_dataset, 
     assert all(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
 
 
+def test_a_cold_positive_is_its_features_in_training_too(moved_dataset, batch):
+    model = built(moved_dataset, store(TWO), replace_rate=0.0, l2_weight=0.0).train()
+    model.losses(batch)["softmax"].backward()
+    taught = model.item_embedding.weight.grad.any(dim=1)
+    assert not taught[4], "item 4 is the last positive"
+    assert taught[1]
+    assert all(p.grad.any() for p in model.encoder.parameters())
+
+
 def test_a_cold_negative_teaches_nothing(moved_dataset, batch):
     model = built(moved_dataset, store(ONE), replace_rate=0.0, l2_weight=0.0).train()
     without = batch | {"neg_items": batch["neg_items"][:, :2]}
