@@ -37,7 +37,10 @@ class CLCRec(Recommender):
         temperatures: one for each term; the released code has one for both.
         replacement: each place of the batch by itself with `replace_rate`; the released code
             draws that share of the places with replacement, which replaces fewer.
-        features: rows of each modality are scaled to unit length before they are concatenated.
+        features: rows of each modality are scaled to unit length before they are concatenated, as
+            in the released code.
+        L2: half the squares, of the positive and one negative; the released code takes lengths,
+            of all negatives.
         cold positives: a positive of the LLM without train interactions always is f(x_i).
 
     Parameters: ``user_embedding.weight``, ``item_embedding.weight``, ``encoder.0.weight``

@@ -29,6 +29,7 @@ class LatentItemGraph(nn.Module):
     Deviations:
         gradient: the released code rebuilds S' with gradient on the first batch of an epoch and
             leaves it constant on the others; here its weights have gradient on every batch.
+        features: constant; the released code trains the raw ones too.
         negative cosines: cut at zero, as in the paper; the released code keeps them.
         itself: an item is always its own first neighbour, also among items of equal features.
 

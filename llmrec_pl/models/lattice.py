@@ -27,7 +27,9 @@ class LATTICE(Recommender):
     Deviations:
         order: each modality's learned graph is normalised before the modalities are mixed, as in
             the paper; the released code mixes first.
-        L2: the mean over the batch instead of the sum divided by its size twice over.
+        interaction graph: symmetric without self-loops, as LightGCN; the released code takes
+            ``D^-1 (A + I)``.
+        L2: on the batch's ego embeddings; the released code takes its final vectors.
         item graphs: see `LatentItemGraph`.
 
     Parameters: ``user_embedding.weight``, ``item_embedding.weight``,

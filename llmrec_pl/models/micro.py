@@ -34,7 +34,7 @@ class MICRO(Recommender):
         contrast: over the distinct items of a batch, the mean over them; the released code takes
             every item, hence n_items squared similarities a step. Negatives come from the fusion
             and from the view itself, as there.
-        item graphs: see `LatentItemGraph`.
+        item graphs: see `LatentItemGraph`; interaction graph and L2: see `LATTICE`.
 
     Parameters: ``user_embedding.weight``, ``item_embedding.weight``,
     ``item_graphs.<m>.projection.weight`` and ``.bias`` unless `original_weight` is 1, and, where

@@ -62,6 +62,8 @@ class MMSSL(Recommender):
             batch. The auxiliary signal is the cosine of final representations, detached.
         graph: symmetric normalisation everywhere, as the paper; the released code divides by the
             root of the row's degree alone.
+        propagation: both sides at once and linear; the released code's items hear the new users,
+            and its last layer is a softmax over d.
         features: an item's is its own projected feature; the released code's comes back from
             users, so that items without interactions have none. No L2 on features.
         contrast: users of the batch only, as the released code.
