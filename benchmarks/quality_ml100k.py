@@ -67,7 +67,7 @@ def _ngcf_trials() -> list[Trial]:
     """
     shared: dict[str, list[Any]] = {
         "lr": [5e-3],
-        "weight_decay": [1e-5, 1e-4],
+        "weight_decay": [1e-6, 1e-5, 3e-5, 1e-4],
         "message_dropout": [0.1],
         "batch_size": [2048],
     }
