@@ -106,10 +106,39 @@ def neighbour_weights(x: Tensor, neighbours: Tensor, row_tile: int = 4096) -> Te
         unit = F.normalize(at_least_float32(x), dim=1)
         tiles = [slice(start, start + row_tile) for start in range(0, len(x), row_tile)]
         cosine = torch.cat([F.embedding(neighbours[t], unit) @ unit[t, :, None] for t in tiles])
-        cosine = cosine.squeeze(2).relu()
-        degree = cosine.sum(dim=1)
-        scale = torch.where(degree > 0, degree, 1.0).rsqrt()
-        return scale.unsqueeze(1) * cosine * scale[neighbours]
+        return _symmetric(cosine.squeeze(2), neighbours)
+
+
+@torch.no_grad()
+def constant_weights(x: Tensor, neighbours: Tensor, n_numbers: int = 2**24) -> Tensor:
+    """Return `neighbour_weights` in float64, without gradient and without a copy of `x`.
+
+    Raw features are wide: what is held beside them at a time is a tile of gathered rows.
+
+    Args:
+        x: ``[n, d]``.
+        neighbours: distinct ids in each row, ``[n, k]``.
+        n_numbers: numbers gathered at once, more where a single row takes more.
+
+    Returns:
+        float64 ``[n, k]``.
+    """
+    row_tile = max(1, n_numbers // max(1, neighbours.shape[1] * x.shape[1]))
+    tiles = [slice(start, start + row_tile) for start in range(0, len(x), row_tile)]
+    cosine = [_unit(x[neighbours[t]]) @ _unit(x[t]).unsqueeze(2) for t in tiles]
+    return _symmetric(torch.cat(cosine).squeeze(2), neighbours)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return F.normalize(rows.double(), dim=-1)
+
+
+def _symmetric(cosine: Tensor, neighbours: Tensor) -> Tensor:
+    """Cut cosines ``[n, k]`` at 0 and divide by the roots of both ends' sums."""
+    cosine = cosine.relu()
+    degree = cosine.sum(dim=1)
+    scale = torch.where(degree > 0, degree, 1.0).rsqrt()
+    return scale.unsqueeze(1) * cosine * scale[neighbours]
 
 
 def neighbour_operator(neighbours: Tensor, weight: Tensor) -> SparseOperator:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+import llmrec_pl.neighbours as neighbours_module
 from llmrec_pl.errors import ConfigError
-from llmrec_pl.neighbours import nearest_neighbours, neighbour_weights
+from llmrec_pl.neighbours import constant_weights, nearest_neighbours, neighbour_weights
 
 
 def naive_neighbours(x, k):
@@ -56,6 +57,28 @@ def test_neighbour_weights_and_their_gradient_equal_the_dense_ones(row_tile):
         gradients.append((weight.detach(), y.grad[x.any(dim=1)]))
     torch.testing.assert_close(gradients[0], gradients[1])
     assert not gradients[0][0][2].any()
+
+
+@pytest.mark.parametrize("n_numbers", [1, 30, 2**24])
+def test_constant_weights_are_those_of_float64_for_any_tile(n_numbers):
+    torch.manual_seed(0)
+    x = torch.randn(7, 3)
+    x[2] = 0
+    neighbours = nearest_neighbours(x, 4)
+    found = constant_weights(x, neighbours, n_numbers)
+    torch.testing.assert_close(found, dense_weights(x.double(), neighbours))
+
+
+@pytest.mark.parametrize("n_numbers", [2**10, 2**14])
+def test_constant_weights_gather_no_more_numbers_than_told(monkeypatch, n_numbers):
+    gathered = []
+    unit = neighbours_module._unit
+    monkeypatch.setattr(
+        neighbours_module, "_unit", lambda rows: (gathered.append(rows.numel()), unit(rows))[1]
+    )
+    x = torch.randn(200, 16)
+    constant_weights(x, nearest_neighbours(x, 5), n_numbers)
+    assert max(gathered) <= n_numbers
 
 
 def dense_weights(x, neighbours):

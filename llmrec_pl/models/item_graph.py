@@ -12,7 +12,12 @@ from llmrec_pl.data.features import Feature
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.graph import SparseOperator, weighted_sum
 from llmrec_pl.models.layers import FeatureTable
-from llmrec_pl.neighbours import nearest_neighbours, neighbour_operator, neighbour_weights
+from llmrec_pl.neighbours import (
+    constant_weights,
+    nearest_neighbours,
+    neighbour_operator,
+    neighbour_weights,
+)
 
 
 class LatentItemGraph(nn.Module):
@@ -55,7 +60,7 @@ class LatentItemGraph(nn.Module):
         neighbours = nearest_neighbours(raw, n_neighbours)
         self.original: SparseOperator | None = None
         if original_weight > 0:
-            weight = neighbour_weights(raw.double(), neighbours)
+            weight = constant_weights(raw, neighbours)
             self.original = neighbour_operator(neighbours, weight)
         self.learns = original_weight < 1
         if self.learns:
