@@ -19,3 +19,7 @@ class CheckpointMismatchError(LLMRecError, RuntimeError):
 
 class ConfigError(LLMRecError, ValueError):
     """A combination of settings that cannot work."""
+
+
+class WorkerError(LLMRecError, RuntimeError):
+    """A process that trained a run for another one was killed."""

@@ -244,7 +244,7 @@ def run(
     Args:
         args: the command line without the program name.
         callbacks: added to those of the config.
-        quiet: print nothing.
+        quiet: print nothing, and raise what the parser finds wrong instead of ending the process.
     """
     _quieten()
     check_configs_exist(args)
@@ -259,7 +259,7 @@ def run(
         trainer_defaults={**TRAINER_DEFAULTS, "callbacks": list(callbacks)},
         save_config_callback=_SaveFitConfig,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "python -m llmrec_pl"},
+        parser_kwargs={"prog": "python -m llmrec_pl", "exit_on_error": not quiet},
         args=list(args),
     )
     # Its threads must not outlive the interpreter, which would abort the process at its exit.

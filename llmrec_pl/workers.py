@@ -6,14 +6,25 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from llmrec_pl.errors import LLMRecError, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 THREADS = "OMP_NUM_THREADS"
+
+
+def in_one_line(error: Exception) -> str:
+    """Return what went wrong as a table or a log shows it; a message for people as it stands."""
+    plain = isinstance(error, LLMRecError)
+    text = str(error) if plain else "".join(traceback.format_exception_only(error))
+    return " ".join(text.split())
 
 
 def _start_worker() -> None:
@@ -71,7 +82,26 @@ def run_all(
         task: importable function that a worker calls with a job.
         next_job: gives a job, or None where there is none now; asked again after each result.
         done: called here with a job and its result.
+
+    Raises:
+        WorkerError: a worker was killed.
     """
+    try:
+        _run_all(n_workers, task, next_job, done)
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            "a worker process was killed from outside, as a machine short of memory does; what was "
+            "finished is kept. Give the same command to go on, with fewer `--workers` if memory "
+            "was short."
+        ) from error
+
+
+def _run_all(
+    n_workers: int,
+    task: Callable[[Any], Any],
+    next_job: Callable[[], Any | None],
+    done: Callable[[Any, Any], None],
+) -> None:
     with worker_pool(n_workers) as pool:
         running: dict[Future[Any], Any] = {}
         while True:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llmrec_pl.errors import WorkerError
 from llmrec_pl.workers import run_all, worker_pool
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +51,16 @@ def test_an_error_ends_the_workers():
         stopped_by_a_person()
     started[0].join(10)
     assert not started[0].is_alive()
+
+
+def killed(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_explained():
+    queue = iter([1])
+    with pytest.raises(WorkerError, match=r"killed from outside.*same command to go on"):
+        run_all(1, killed, lambda: next(queue, None), lambda *_: None)
 
 
 SCRIPT = """

@@ -10,9 +10,9 @@ A sweep is a YAML file:
     LightGCN: configs/models/lightgcn.yaml
     LightGCN without LLM edges: [configs/models/lightgcn.yaml, configs/ablations/no_llm_edges.yaml]
 
-Each run has a folder of its own with config, checkpoints, metrics and per-user metrics, as
-`compare` reads them. A sweep that was stopped goes on with the same command, in the middle of a
-run too; what is finished is only read.
+Each run has a folder of its own with config, checkpoints, metrics and per-user metrics;
+`compare` reads them and calls the models by the names of the entries. A sweep that was stopped
+goes on with the same command, in the middle of a run too; what is finished is only read.
 
 Arguments after `--` go to `fit`.
 
@@ -63,7 +63,10 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: the sweep is malformed, or a folder was begun with another config, or runs
             failed.
+        WorkerError: a worker process was killed.
     """
+    if args.workers < 1:
+        raise ConfigError(f"`--workers` must be positive, got {args.workers}.")
     from rich.console import Console
 
     from llmrec_pl.sweeping.plan import read_sweep
@@ -78,6 +81,13 @@ def run(args: argparse.Namespace) -> None:
                 f"no entry {sorted(unknown)} in {args.sweep!r}; it has {list(sweep.entries)}."
             )
         runs = [r for r in runs if r.name in args.only]
+    untuned = [name for name in sweep.untuned if not args.only or name in args.only]
+    if sweep.tuned and untuned:
+        console.print(
+            f"note: no values in {sweep.tuned} for: {', '.join(untuned)}",
+            markup=False,
+            soft_wrap=True,
+        )
     failed = [] if args.table else _train(runs, args.workers, console)
     _show(sweep, runs, args, console)
     if failed:
@@ -110,10 +120,15 @@ def _train(runs: list[Run], n_workers: int, console: Console) -> list[Run]:
                 found = f"validation recall@20 {record['metrics'].get('recall@20', 0):.4f}"
             else:
                 failed.append(finished)
-            bar.print(f"{finished.name}, seed {finished.seed}: {found}", highlight=False)
+            line = f"{finished.name}, seed {finished.seed}: {found}"
+            bar.print(line, markup=False, highlight=False, soft_wrap=True)
 
-        if todo:
-            run_all(n_workers, execute, lambda: next(queue, None), done)
+        try:
+            if todo:
+                run_all(n_workers, execute, lambda: next(queue, None), done)
+        except KeyboardInterrupt:
+            bar.print("the same command goes on where this one was stopped")
+            raise
     return failed
 
 
@@ -149,6 +164,12 @@ def _show(sweep: Sweep, runs: list[Run], args: argparse.Namespace, console: Cons
     if args.into:
         put_into(Path(args.into), tables)
     console.print(f"  results: {folder}/{stem}*", highlight=False, soft_wrap=True)
+    if len(next(iter(by_split.values()))) > 1:
+        console.print(
+            f"test the differences user by user with\n  python -m llmrec_pl compare {sweep.out}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _made(folder: Path) -> Path:

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=30,
         metavar="N",
-        help="evaluations before a trial may be stopped as poor (%(default)s)",
+        help="first evaluation after which a trial may be stopped as poor (%(default)s)",
     )
     parser.add_argument(
         "--study", metavar="DIR", help="where the study lies (.cache/tuning/DATA/MODEL)"
@@ -92,11 +92,11 @@ def run(args: argparse.Namespace) -> None:
 
     from llmrec_pl.tuning.report import plot_trials, trials_table, write_chosen, write_log
     from llmrec_pl.tuning.search import Search, search
-    from llmrec_pl.tuning.space import read_space
+    from llmrec_pl.tuning.space import keys_without_room, merged, read_space
 
     model = Path(args.config[-1]).stem
     space = args.space or f"configs/spaces/{model}.yaml"
-    read_space(space)
+    lost = keys_without_room(merged(args.config), read_space(space))
     data = _data_set(args)
     folder = Path(args.study or f".cache/tuning/{data['name']}/{model}")
     if args.restart:
@@ -115,8 +115,20 @@ def run(args: argparse.Namespace) -> None:
     )
     console = Console(width=None if Console().is_terminal else 132)
     console.print(f"study: {folder}", highlight=False, soft_wrap=True)
+    if lost:
+        console.print(
+            f"note: the config as it stands is no trial: it does not state {lost}, or not within "
+            f"{space}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     with _Progress(console, args.trials) as progress:
-        study = search(plan, data["fingerprint"], progress.show)
+        try:
+            study = search(plan, data["fingerprint"], progress.show)
+        except KeyboardInterrupt:
+            progress.bar.print("the same command goes on where this one was stopped")
+            raise
     out = Path(args.out or f"configs/tuned/{data['name']}/{model}.yaml")
     log = Path(args.log) if args.log else folder / "trials.json"
     write_log(log, study, plan, data)
@@ -176,6 +188,7 @@ class _Progress:
         self.bar.print(
             f"trial {trial.number}: {found}  ({values}; {result['stopped']} after "
             f"{result['epochs']} evaluations, {result['cpu_seconds']:.0f} CPU s)",
+            markup=False,
             highlight=False,
             soft_wrap=True,
         )

@@ -129,6 +129,8 @@ def compare(
         )
     if draws < 1:
         raise ConfigError(f"`--draws` must be positive, got {draws}.")
+    if seed < 0:
+        raise ConfigError(f"`--seed` must not be negative, got {seed}.")
     runs = [run for group in groups for run in group.runs]
     check_comparable(runs)
     metrics = _known_metrics(groups, metrics)

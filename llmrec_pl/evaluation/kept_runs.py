@@ -48,6 +48,7 @@ class KeptRun:
         n_relevant: held-out items of each, ``[n_users]``.
         values: ``[n_users]`` float64 of each metric.
         validation: the means on validation; None where they were not kept.
+        entry: what a sweep calls it; None where none trained it.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class KeptRun:
     n_relevant: NDArray[np.int64]
     values: Mapping[str, NDArray[np.float64]]
     validation: Mapping[str, Any] | None
+    entry: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +152,7 @@ def read_run(folder: Path, split: str) -> KeptRun:
         n_relevant=n_relevant,
         values=values,
         validation=_read_record(validation)["metrics"] if validation.exists() else None,
+        entry=_read_config(folder / "sweep.json").get("name"),  # JSON is YAML
     )
 
 
@@ -252,8 +255,8 @@ def group_runs(
     """Join runs that differ by the seed alone, and keep the groups that have a name.
 
     Args:
-        unnamed: runs to be joined by their settings; labelled by the model and, where one model
-            has several settings, by what differs.
+        unnamed: runs to be joined by their settings; labelled by their entry of a sweep, else by
+            the model, and by what differs where one of these has several settings.
         named: groups with labels of the user's own.
 
     Returns:
@@ -265,7 +268,7 @@ def group_runs(
     joined: dict[str, list[KeptRun]] = {}
     for run in unnamed:
         joined.setdefault(json.dumps(run.settings, sort_keys=True, default=str), []).append(run)
-    labels = _labels([runs[0].settings for runs in joined.values()])
+    labels = _labels(list(joined.values()))
     groups = [RunGroup(label, r) for label, r in zip(labels, joined.values(), strict=True)]
     warnings = []
     for label, runs in named.items():
@@ -303,17 +306,25 @@ def _check_groups(groups: Sequence[RunGroup]) -> None:
                 )
 
 
-def _labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name each setting by its model, and by what tells it from others of that model."""
+def _labels(groups: Sequence[Sequence[KeptRun]]) -> list[str]:
+    """Name each group by its entry or its model, and by what tells it from its namesakes."""
+    names = [_name(runs) for runs in groups]
     labels: list[str] = []
-    for one in settings:
-        same = [other for other in settings if other["model"] == one["model"]]
+    for name, runs in zip(names, groups, strict=True):
+        one = runs[0].settings
+        same = [g[0].settings for other, g in zip(names, groups, strict=True) if other == name]
         keys = _differing(same)
         words = [f"{key.rsplit('.', 1)[-1]} {one.get(key, '-')}" for key in keys[:3]]
         words += ["…"] if len(keys) > 3 else []
-        label = one["model"] + (f" ({', '.join(words)})" if words else "")
+        label = name + (f" ({', '.join(words)})" if words else "")
         labels.append(f"{label} #{labels.count(label) + 1}" if label in labels else label)
     return labels
+
+
+def _name(runs: Sequence[KeptRun]) -> str:
+    entry = runs[0].entry
+    shared = entry is not None and all(run.entry == entry for run in runs)
+    return str(entry if shared else runs[0].settings["model"])
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import traceback
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -10,6 +12,7 @@ import yaml
 from llmrec_pl.checkpoints import read_checkpoint
 from llmrec_pl.errors import CheckpointMismatchError
 from llmrec_pl.training import run as train
+from llmrec_pl.workers import in_one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,17 +27,23 @@ def execute(run: Run) -> str | None:
         None, or what went wrong; the trace lies in ``error.txt`` of the run.
     """
     try:
-        if run.metrics("val") is None:
-            _fit(run)
-        if run.test and run.metrics("test") is None:
-            best = run.folder / "checkpoints" / "best.ckpt"
-            config = run.folder / "config.yaml"
-            train(["test", "--config", str(config), "--ckpt_path", str(best)], quiet=True)
+        # A run that is stopped prints how `fit` resumes it; a sweep resumes by its own command.
+        with redirect_stdout(io.StringIO()):
+            _complete(run)
     except Exception as error:  # one run that fails must not end the others
         (run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        return "".join(traceback.format_exception_only(error)).strip()
+        return in_one_line(error)
     (run.folder / "error.txt").unlink(missing_ok=True)
     return None
+
+
+def _complete(run: Run) -> None:
+    if run.metrics("val") is None:
+        _fit(run)
+    if run.test and run.metrics("test") is None:
+        best = run.folder / "checkpoints" / "best.ckpt"
+        config = run.folder / "config.yaml"
+        train(["test", "--config", str(config), "--ckpt_path", str(best)], quiet=True)
 
 
 def _fit(run: Run) -> None:

@@ -58,22 +58,25 @@ class Run:
         return all(self.metrics(split) is not None for split in splits)
 
     def check_unchanged(self) -> None:
-        """Record the run's config, or refuse a folder that was begun with another.
+        """Record the run's name and config, or refuse a folder begun with another config.
 
         Raises:
             ConfigError: naming the folder.
         """
         path = self.folder / RECORD
-        wanted = {"config": merged(self.configs), "more": list(self.more), "seed": self.seed}
+        settings = {"config": merged(self.configs), "more": list(self.more), "seed": self.seed}
+        settings = json.loads(json.dumps(settings))
         found = _read(path)
-        if found is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
-        elif found != json.loads(json.dumps(wanted)):
+        # A name is a label: another one, or none in an older folder, changes nothing trained.
+        if found is not None and {k: v for k, v in found.items() if k != "name"} != settings:
             raise ConfigError(
                 f"{str(self.folder)!r} was begun with another config of {self.name!r}; remove the "
                 "folder to train it anew, or name another `--out`."
             )
+        wanted = {"name": self.name, **settings}
+        if found != wanted:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +109,12 @@ class Sweep:
                 files.append(str(tuned))
         return tuple(files)
 
+    @property
+    def untuned(self) -> list[str]:
+        """Return the entries that `tuned` has no values for; all of them, without such a folder."""
+        alone = {name: [*self.base, *files] for name, files in self.entries.items()}
+        return [name for name, files in alone.items() if self.configs(name) == tuple(files)]
+
     def runs(self, more: Sequence[str]) -> list[Run]:
         """Return every run, all entries with the first seed first."""
         return [
@@ -130,8 +139,8 @@ def read_sweep(path: str, changes: Mapping[str, Any]) -> Sweep:
         changes: values that take the place of the file's, None leaves them.
 
     Raises:
-        ConfigError: a key is missing or unknown, a config is missing, or two names share a
-            folder.
+        ConfigError: a key is missing or unknown, a value is of the wrong kind, a file is missing,
+            or two names share a folder.
     """
     content = {"tuned": None, "test": False, "out": None, **read_yaml(path)}
     content |= {key: value for key, value in changes.items() if value is not None}
@@ -141,6 +150,7 @@ def read_sweep(path: str, changes: Mapping[str, Any]) -> Sweep:
             f"sweep {path!r} has unknown keys {sorted(unknown)} and lacks {sorted(missing)}; it "
             f"takes {sorted(_KEYS)}."
         )
+    _check_values(path, content)
     entries = {str(n): tuple(_as_list(files)) for n, files in content["entries"].items()}
     folders = [folder_name(name) for name in entries]
     twice = {f for f in folders if folders.count(f) > 1}
@@ -152,14 +162,29 @@ def read_sweep(path: str, changes: Mapping[str, Any]) -> Sweep:
     sweep = Sweep(
         tuple(_as_list(content["base"])),
         entries,
-        tuple(int(s) for s in content["seeds"]),
+        tuple(content["seeds"]),
         content["tuned"],
-        bool(content["test"]),
+        content["test"],
         Path(content["out"] or f"runs/{Path(path).stem}"),
     )
     for name in entries:
         merged(sweep.configs(name))  # a missing file is named before anything is trained
     return sweep
+
+
+def _check_values(path: str, content: Mapping[str, Any]) -> None:
+    """Refuse what would be misread: `test: "no"` is a text that is true."""
+    seeds, tuned = content["seeds"], content["tuned"]
+    known = isinstance(seeds, list) and all(type(s) is int and s >= 0 for s in seeds)
+    for key, fits, wanted in (
+        ("entries", isinstance(content["entries"], dict), "map names to config files"),
+        ("seeds", known and len(set(seeds)) == len(seeds), "list distinct integers from 0 on"),
+        ("test", isinstance(content["test"], bool), "be true or false"),
+        ("base", bool(content["base"]), "name one config file or a list of them"),
+        ("tuned", tuned is None or Path(str(tuned)).is_dir(), "name a folder that exists"),
+    ):
+        if not fits:
+            raise ConfigError(f"sweep {path!r}: `{key}` must {wanted}, got {content[key]!r}.")
 
 
 def folder_name(name: str) -> str:

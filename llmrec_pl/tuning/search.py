@@ -42,7 +42,7 @@ class Search:
         more: further arguments of `fit`.
         n_workers: processes of this call.
         seed: of the sampler.
-        warmup: evaluations before a trial may be pruned.
+        warmup: first evaluation after which a trial may be pruned.
     """
 
     configs: Sequence[str]
@@ -88,7 +88,8 @@ def search(
         The study, with a trial that has a value.
 
     Raises:
-        ConfigError: the study in the folder is another search, or every trial failed.
+        ConfigError: the study in the folder is another search, no trial has a value yet, or every
+            one failed.
     """
     study = open_study(plan.folder, warmup=plan.warmup)
     lock = FileLock(plan.folder / "ask.lock")
@@ -102,8 +103,14 @@ def search(
         shown(tell(study, job, result))
 
     run_all(plan.n_workers, run_trial, asking.next_job, done)
-    if not [t for t in counted(study) if t.value is not None]:
-        errors = [t.user_attrs["result"]["error"] for t in counted(study)]
+    trials = counted(study)
+    if not [t for t in trials if t.value is not None]:
+        errors = [t.user_attrs["result"]["error"] for t in trials if "result" in t.user_attrs]
+        if len(errors) < len(trials):
+            raise ConfigError(
+                f"the {plan.n_trials} trials of {str(plan.folder)!r} are given out and another "
+                "process still runs some; wait for it, or give a larger `--trials`."
+            )
         raise ConfigError(
             f"no trial in {str(plan.folder)!r} gave a value; the last one said: {errors[-1]}. "
             "Mend the config or the search space and give `--restart`."

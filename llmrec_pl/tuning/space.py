@@ -61,10 +61,16 @@ def read_space(path: str | Path) -> dict[str, BaseDistribution]:
     where both ends are integers; ``model.init_args.n_layers: [1, 2, 3]`` are choices.
 
     Raises:
-        ConfigError: an entry is neither, or a range is empty.
+        ConfigError: an entry is neither, a range is empty, or there is no entry.
     """
     space = {}
-    for key, entry in read_yaml(path).items():
+    content = read_yaml(path)
+    if not content:
+        raise ConfigError(
+            f"search space {str(path)!r} is empty; it maps config keys to ranges or choices, such "
+            "as `model.init_args.n_layers: [1, 2, 3]`."
+        )
+    for key, entry in content.items():
         try:
             space[str(key)] = _distribution(entry)
         except (TypeError, ValueError) as error:
@@ -113,17 +119,23 @@ def current_values(
 
     A value that the config does not state, or outside its range, takes part in no trial.
     """
-    values = {key: value_at(tree, key) for key in space}
-    for key, distribution in space.items():
-        if values[key] is None:
-            return None
-        try:
-            internal = distribution.to_internal_repr(values[key])
-        except ValueError:
-            return None
-        if not distribution._contains(internal):
-            return None
-    return values
+    if keys_without_room(tree, space):
+        return None
+    return {key: value_at(tree, key) for key in space}
+
+
+def keys_without_room(tree: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> list[str]:
+    """Return the keys whose value in the config is not stated, or outside the space."""
+    return [key for key, room in space.items() if not _has_room(room, value_at(tree, key))]
+
+
+def _has_room(distribution: BaseDistribution, value: object) -> bool:
+    if value is None:
+        return False
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except ValueError:
+        return False
 
 
 def overlay(tree: Mapping[str, Any], values: Mapping[str, Any]) -> Tree:

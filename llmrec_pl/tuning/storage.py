@@ -28,7 +28,7 @@ def open_study(folder: Path, *, seed: int = 0, warmup: int = 30) -> optuna.Study
     Args:
         folder: where its journal lies.
         seed: of the sampler; each trial is drawn from its own stream of it.
-        warmup: evaluations before the median rule may prune a trial.
+        warmup: first evaluation after which the median rule may prune a trial.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,9 @@ import optuna
 import yaml
 from lightning.pytorch.trainer.states import TrainerFn
 
+from llmrec_pl.errors import ConfigError
 from llmrec_pl.tuning.storage import open_study
+from llmrec_pl.workers import in_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +33,7 @@ class TrialJob:
         overlay: the trial's values as a config.
         metric: validation metric, such as ``recall@20``.
         seconds: CPU seconds that training and its evaluations may take.
-        warmup: evaluations before a trial may be pruned.
+        warmup: first evaluation after which a trial may be pruned.
     """
 
     study: Path
@@ -64,7 +66,11 @@ class TrialWatch(L.Callback):
         """Report, and ask whether the trial is worth going on with."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        self.values.append(float(trainer.callback_metrics[f"val/{self.metric}"]))
+        found = trainer.callback_metrics.get(f"val/{self.metric}")
+        if found is None:
+            known = [name[4:] for name in trainer.callback_metrics if name.startswith("val/")]
+            raise ConfigError(f"`--metric` {self.metric!r} is not computed; the run has {known}.")
+        self.values.append(float(found))
         # The best value so far: a curve that is past its peak has lost nothing.
         self.trial.report(max(self.values), step=len(self.values))
         if self._spent() > self.seconds:
@@ -117,7 +123,7 @@ def run_trial(job: TrialJob) -> dict[str, Any]:
             quiet=True,
         )
     except Exception as failure:  # a diverged or impossible setting ends its own trial only
-        error = "".join(traceback.format_exception_only(failure)).strip()
+        error = in_one_line(failure)
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
     else:
         shutil.rmtree(folder, ignore_errors=True)

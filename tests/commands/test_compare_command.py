@@ -307,6 +307,19 @@ def test_settings_tell_groups_of_one_model_apart(tmp_path, capsys):
     }
 
 
+def test_runs_of_a_sweep_bear_the_names_of_its_entries(tmp_path, capsys):
+    for name, changes in (("MF", {}), ("MF, slow", {"lr": 0.001})):
+        for seed in (1, 2):
+            run = write_run(tmp_path / name / str(seed), seed=seed, **changes)
+            (run / "sweep.json").write_text(json.dumps({"name": name, "seed": seed}))
+    groups, _ = load_groups([str(tmp_path)], None)
+    assert {group.label for group in groups} == {"MF", "MF, slow"}
+    other = write_run(tmp_path / "alone", lr=0.1)
+    groups, _ = load_groups([str(tmp_path)], None)
+    assert {g.label for g in groups} == {"MF (lr 0.003)", "MF, slow", "MF (lr 0.1)"}
+    assert other
+
+
 def test_own_groups_may_mix_settings_and_say_so(tmp_path, capsys):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=2, lr=0.01)
     c = write_run(tmp_path / "c", "LightGCN", 1)
@@ -376,6 +389,7 @@ def test_groups_that_overlap_are_refused(runs, tmp_path, capsys):
         ([".", "--metric", "recall@7"], "`--metric` 'recall@7' was not kept; the runs have"),
         ([".", "--baseline", "NGCF"], "'NGCF' is none of the groups ['LightGCN', 'MF']"),
         ([".", "--draws", "0"], "`--draws` must be positive, got 0"),
+        ([".", "--seed", "-1"], "`--seed` must not be negative, got -1"),
     ],
 )
 def test_what_cannot_be_compared_is_named(runs, capsys, monkeypatch, arguments, part):

@@ -157,6 +157,49 @@ def test_a_run_that_fails_leaves_the_others_and_is_named(tmp_path, small_data):
     assert "embedding_dim" in (tmp_path / "runs/bad/seed-1/error.txt").read_text()
 
 
+def test_a_config_the_parser_refuses_ends_its_own_run_only(tmp_path, small_data, capfd):
+    typo = tmp_path / "typo.yaml"
+    typo.write_text("model: {init_args: {embeding_dim: 8}}\n")
+    entries = {"typo": [str(MODELS / "mf.yaml"), str(typo)], "good": str(MODELS / "mf.yaml")}
+    path = written(tmp_path, small_data, entries=entries, seeds=[1], test=False)
+    with pytest.raises(ConfigError, match="1 of 2 runs failed"):
+        run_plain("sweep", [str(path)])
+    assert (tmp_path / "runs/good/seed-1/metrics/val.json").is_file()
+    out, err = capfd.readouterr()
+    assert "'embeding_dim' is not accepted" in out
+    assert "usage:" not in out + err
+
+
+def test_a_sweep_says_what_is_untuned_and_how_to_compare_by_its_names(finished, capsys):
+    folder, path = finished
+    (folder / "tuned").mkdir(exist_ok=True)
+    other = folder / "other.yaml"
+    other.write_text(path.read_text() + f"tuned: {folder / 'tuned'}\n")
+    capsys.readouterr()
+    main(["sweep", str(other), "--table", "--results", str(folder / "other")])
+    out = capsys.readouterr().out
+    assert f"note: no values in {folder / 'tuned'} for: MF, Light GCN" in out
+    assert f"python -m llmrec_pl compare {folder / 'runs'}" in out
+    main(["compare", str(folder / "runs"), "--baseline", "Light GCN", "--draws", "50"])
+    assert "baseline Light GCN (as asked)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_folder_begun_before_names_were_kept_goes_on(tmp_path):
+    runs = read_sweep(str(written(tmp_path, "data")), {}).runs([])
+    record = runs[0].folder / "sweep.json"
+    runs[0].check_unchanged()
+    content = json.loads(record.read_text())
+    assert content.pop("name") == "MF"
+    record.write_text(json.dumps(content))
+    runs[0].check_unchanged()
+    assert json.loads(record.read_text())["name"] == "MF"
+
+
+def test_workers_must_be_positive(tmp_path):
+    with pytest.raises(ConfigError, match="`--workers` must be positive, got 0"):
+        run_plain("sweep", [str(written(tmp_path, "data")), "--workers", "0"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -165,6 +208,16 @@ def test_a_run_that_fails_leaves_the_others_and_is_named(tmp_path, small_data):
         ({"entries": {"A b": "x", "a-B": "y"}}, "share a folder"),
         ({"entriess": 1}, "unknown keys"),
         ({"entries": {"A": "configs/models/nowhere.yaml"}}, r"nowhere\.yaml"),
+        ({"entries": ["mf.yaml"]}, r"`entries` must map names to config files, got \['mf.yaml'\]"),
+        ({"seeds": 3}, "`seeds` must list distinct integers from 0 on, got 3"),
+        ({"seeds": ["a"]}, "`seeds` must list"),
+        ({"seeds": [1, 1]}, r"distinct integers from 0 on, got \[1, 1\]"),
+        ({"test": "no"}, "`test` must be true or false, got 'no'"),
+        ({"base": None}, "`base` must name one config file"),
+        (
+            {"tuned": "configs/tunedd"},
+            "`tuned` must name a folder that exists, got 'configs/tunedd'",
+        ),
     ],
 )
 def test_a_malformed_sweep_is_explained(tmp_path, changes, message):

@@ -122,6 +122,35 @@ def run_all_bad(folder, data):
     run_plain("tune", words[1:])
 
 
+def test_a_setting_the_parser_refuses_is_told_in_one_line(tmp_path, small_data, capfd):
+    words = arguments(tmp_path, small_data, 1, space={"model.init_args.embeding_dim": [8]})
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    out, err = capfd.readouterr()
+    assert stop.value.code == 1
+    assert "the config as it stands is no trial: it does not state ['model.init_args.embe" in out
+    assert "'embeding_dim' is not accepted" in err
+    assert "usage:" not in out + err
+
+
+def test_an_unknown_metric_names_those_that_are_computed(tmp_path, small_data, capfd):
+    with pytest.raises(SystemExit):
+        main(arguments(tmp_path, small_data, 1, "--metric", "recal@20"))
+    err = capfd.readouterr().err
+    assert "`--metric` 'recal@20' is not computed; the run has ['recall@10'" in err
+
+
+def test_a_call_that_finds_all_trials_given_out_says_so(tmp_path, small_data):
+    from llmrec_pl.cli import run_plain
+
+    words = arguments(tmp_path, small_data, 1)
+    study = open_study(tmp_path / "study")
+    elsewhere = study.ask()
+    elsewhere.set_user_attr("worker", {"host": "another machine", "pid": 1})
+    with pytest.raises(ConfigError, match="another process still runs some"):
+        run_plain("tune", words[1:])
+
+
 def job(study, data, trial, **changes):
     words = [x for c in MF for x in ("--config", c)]
     words += ["--data.root", str(data), "--trainer.max_epochs", "6", "--trainer.accelerator", "cpu"]
@@ -130,15 +159,15 @@ def job(study, data, trial, **changes):
 
 
 def test_a_trial_below_the_median_is_stopped_early(tmp_path, small_data):
-    study = open_study(tmp_path, warmup=1)
+    study = open_study(tmp_path, warmup=2)
     for _ in range(3):
         earlier = study.ask()
         for step in range(1, 7):
             earlier.report(0.99, step)
         study.tell(earlier, 0.99)
-    result = run_trial(job(tmp_path, small_data, study.ask()))
+    result = run_trial(job(tmp_path, small_data, study.ask(), warmup=2))
     assert result["stopped"] == "pruned"
-    assert result["epochs"] == 2, "one evaluation of warm-up, then the median decides"
+    assert result["epochs"] == 2, "the median is first asked at the second evaluation"
 
 
 def test_a_trial_ends_when_its_time_is_up(tmp_path, small_data):

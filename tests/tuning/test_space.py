@@ -45,6 +45,11 @@ def test_a_number_that_yaml_reads_as_text_is_explained(tmp_path):
         read_space(written(tmp_path, "a.lr: {low: 1e-4, high: 1e-2}\n"))
 
 
+def test_an_empty_space_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is empty; it maps config keys"):
+        read_space(written(tmp_path, {}))
+
+
 def test_configs_merge_as_the_command_line_merges_them(tmp_path):
     first = written(tmp_path, {"model": {"a": 1, "b": {"c": 2}}, "list": [1, 2]}, "1.yaml")
     second = written(tmp_path, {"model": {"b": {"d": 3}}, "list": [3]}, "2.yaml")
