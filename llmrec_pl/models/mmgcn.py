@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from llmrec_pl.graph import BipartiteGraph
 from llmrec_pl.models.base import OptimizerCallable, Recommender, Representations, SchedulerCallable
 from llmrec_pl.models.layers import ByFeature, FeatureTable, item_modalities
 
+Normalise = Literal["projected", "features", "none"]
 NEGATIVE_SLOPE = 0.01
 """Of every LeakyReLU, as in the released code; the paper gives none."""
 
@@ -79,7 +81,7 @@ class ModalityGCN(nn.Module):
         latent_dim: width of projected features and of the users' preference.
         embedding_dim: width of every layer's output.
         n_layers: number of layers.
-        normalise: scale the features to unit length.
+        normalise: see `MMGCN`.
     """
 
     def __init__(
@@ -89,11 +91,11 @@ class ModalityGCN(nn.Module):
         latent_dim: int,
         embedding_dim: int,
         n_layers: int,
-        *,
-        normalise: bool,
+        normalise: Normalise,
     ) -> None:
         super().__init__()
-        self.table = FeatureTable(feature, normalise=normalise)
+        self.unit_start = normalise == "projected"
+        self.table = FeatureTable(feature, normalise=normalise == "features")
         self.projection = _linear(feature.dim, latent_dim, bias=True)
         self.preference = nn.Embedding(n_users, latent_dim)
         nn.init.xavier_normal_(self.preference.weight)
@@ -104,6 +106,8 @@ class ModalityGCN(nn.Module):
         """Return the modality's vectors of users and items, each ``[n, embedding_dim]``."""
         item = self.table.expand(self.projection(self.table.values))
         x = Representations(self.preference.weight, item)
+        if self.unit_start:
+            x = Representations(F.normalize(x.user), F.normalize(x.item))
         for layer in self.layers:
             x = layer(x, ids, graph)
         return x
@@ -127,9 +131,8 @@ class MMGCN(Recommender):
         modalities: averaged as in the released code; the paper sums, which scales all scores alike.
         projection: each modality is projected to `latent_dim`, as the released code does with the
             visual one; the paper starts from raw features. W1 maps to the width of the output.
-        normalisation: features are scaled to unit length before the projection; the released
-            code scales preferences and projected features instead, the paper nothing, which is
-            ``normalise_features=False``.
+        normalisation: preferences and projected features are scaled to unit length, as in the
+            released code; the paper scales nothing, which is ``normalise="none"``.
         L2: on the batch's id embeddings and its users' preferences.
         optimizer: AdamW instead of Adam.
         unknown rows: an item without a feature starts as zeros in that modality.
@@ -143,7 +146,8 @@ class MMGCN(Recommender):
         n_layers: L, at least 1.
         embedding_dim: width d of the id embeddings and of every layer's output.
         latent_dim: width of projected features and of preferences.
-        normalise_features: scale the rows of each modality to unit length.
+        normalise: which rows are scaled to unit length: "projected" features and preferences,
+            raw "features", or "none".
         l2_weight: weight of the L2 term.
         optimizer: see `Recommender`.
         lr_scheduler: see `Recommender`.
@@ -159,7 +163,7 @@ class MMGCN(Recommender):
         n_layers: int = 3,
         embedding_dim: int = 64,
         latent_dim: int = 256,
-        normalise_features: bool = True,
+        normalise: Normalise = "projected",
         l2_weight: float = 1e-4,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: SchedulerCallable | None = None,
@@ -169,7 +173,11 @@ class MMGCN(Recommender):
             if value < 1:
                 raise ConfigError(f"`{name}` must be at least 1, got {value}.")
         self.n_layers, self.latent_dim = n_layers, latent_dim
-        self.normalise_features = normalise_features
+        if normalise not in get_args(Normalise):
+            raise ConfigError(
+                f"`normalise` must be one of {get_args(Normalise)}, got {normalise!r}."
+            )
+        self.normalise = normalise
 
     def build(self, dataset: InteractionDataset, features: FeatureStore) -> None:
         """Create id embeddings, the graph, and each modality's own part."""
@@ -184,7 +192,7 @@ class MMGCN(Recommender):
                     self.latent_dim,
                     self.embedding_dim,
                     self.n_layers,
-                    normalise=self.normalise_features,
+                    self.normalise,
                 )
                 for feature in modalities
             }

@@ -1,14 +1,12 @@
 """GRCN against a dense float64 re-derivation with loops over edges, and its limit cases."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
-from llmrec_pl.data.features import FeatureStore
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.models.grcn import GRCN
+from tests.models.odd_modalities import odd_modalities
 
 
 def built(dataset, features, **arguments):
@@ -19,15 +17,6 @@ def built(dataset, features, **arguments):
             torch.nn.init.normal_(p, mean=1.0, generator=torch.Generator().manual_seed(len(name)))
             p.data[0] = -1.0  # the edges of user 0 and item 0 are pruned
     return model.double()
-
-
-def modalities_of(toy_features, count):
-    """One, two or three modalities with names of all kinds; two have missing rows."""
-    index = np.array([0, 1, 2, -1, 4, 5, 6, 7, -1], dtype=np.int64)
-    first = dataclasses.replace(toy_features["text"], name="text, shortened", index=index)
-    third = dataclasses.replace(toy_features["director"], name="3d-shape", group="modality")
-    found = [first, toy_features["image"], third][:count]
-    return FeatureStore({f.name: f for f in found})
 
 
 def unit(x):
@@ -128,9 +117,9 @@ class Reference:
     ids=str,
 )
 def test_forward_loss_and_gradients_equal_a_derivation_by_edges(
-    toy_dataset, toy_features, toy_batch, count, options
+    toy_dataset, toy_batch, count, options
 ):
-    features = modalities_of(toy_features, count)
+    features = odd_modalities(count)
     model = built(toy_dataset, features, **options)
     reference = Reference(model, toy_dataset, features, **options)
     user, item = reference.encode()
@@ -159,8 +148,8 @@ def mean_gcn(dataset, user, item, n_layers):
     return sum(users), sum(items)
 
 
-def test_equal_affinities_and_full_confidence_are_a_mean_gcn(toy_dataset, toy_features):
-    features = modalities_of(toy_features, 2)
+def test_equal_affinities_and_full_confidence_are_a_mean_gcn(toy_dataset):
+    features = odd_modalities(2)
     model = built(toy_dataset, features, confidence="none")
     for projection in model.projection.values():  # no content: all affinities are 0
         torch.nn.init.zeros_(projection.weight)
@@ -171,8 +160,8 @@ def test_equal_affinities_and_full_confidence_are_a_mean_gcn(toy_dataset, toy_fe
     torch.testing.assert_close(model.encode().item[:, :4], expected[1])
 
 
-def test_edges_without_confidence_carry_nothing(toy_dataset, toy_features):
-    model = built(toy_dataset, modalities_of(toy_features, 2))
+def test_edges_without_confidence_carry_nothing(toy_dataset):
+    model = built(toy_dataset, odd_modalities(2))
     with torch.no_grad():
         model.user_confidence.fill_(-1.0)
         model.item_confidence.fill_(-1.0)
@@ -181,8 +170,8 @@ def test_edges_without_confidence_carry_nothing(toy_dataset, toy_features):
     assert not torch.allclose(model.encode().user[:6, :4], model.user_embedding.weight[:6])
 
 
-def test_routing_moves_prototypes_towards_the_users_items(toy_dataset, toy_features):
-    features = modalities_of(toy_features, 1)
+def test_routing_moves_prototypes_towards_the_users_items(toy_dataset):
+    features = odd_modalities(1)
 
     def mean_affinity(n_routing):
         found = built(toy_dataset, features, n_routing=n_routing).encode()
@@ -192,8 +181,8 @@ def test_routing_moves_prototypes_towards_the_users_items(toy_dataset, toy_featu
     assert mean_affinity(0) < mean_affinity(1) < mean_affinity(3)
 
 
-def test_what_is_off_is_not_built(toy_dataset, toy_features):
-    features = modalities_of(toy_features, 2)
+def test_what_is_off_is_not_built(toy_dataset):
+    features = odd_modalities(2)
     for arguments in ({"confidence": "none"}, {"n_layers": 0}):
         model = built(toy_dataset, features, **arguments)
         assert not [n for n, _ in model.named_parameters() if "confidence" in n]

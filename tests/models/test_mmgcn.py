@@ -1,37 +1,16 @@
 """MMGCN against a dense float64 re-derivation and its limit cases."""
 
-import numpy as np
 import pytest
 import torch
 
 from llmrec_pl.data.features import Feature, FeatureStore
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.models.mmgcn import MMGCN
-
-N_ITEMS = 9
-INDEX = np.array([0, 1, 1, 0, 2, -1, 2, 0, -1], dtype=np.int64)
-
-
-def modalities(n):
-    """Return n item modalities of unequal widths; the second has repeated and unknown rows."""
-    random = np.random.default_rng(9)
-    shapes = {"text": (N_ITEMS, 6), "CLIP-ViT B/32": (3, 5), "audio_mfcc": (N_ITEMS, 2)}
-    return FeatureStore(
-        {
-            name: Feature(
-                name,
-                "item",
-                "modality",
-                random.normal(size=shape).astype(np.float32),
-                INDEX if shape[0] == 3 else None,
-            )
-            for name, shape in list(shapes.items())[:n]
-        }
-    )
+from tests.models.odd_modalities import N_ITEMS, REPEATED, odd_modalities
 
 
 def built(dataset, features, **arguments):
-    model = MMGCN(**{"embedding_dim": 4, "latent_dim": 3, "normalise_features": False, **arguments})
+    model = MMGCN(**{"embedding_dim": 4, "latent_dim": 3, "normalise": "none", **arguments})
     model.build_seeded(dataset, features, seed=1)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -54,7 +33,7 @@ def mean_of_neighbours(dataset):
     return dense.float().double()
 
 
-def dense_mmgcn(model, dataset, features):
+def dense_mmgcn(model, dataset, features, normalise):
     """Return users and items, and the parameters the derivation has gradients for."""
     p = {n: x.detach().clone().requires_grad_() for n, x in model.named_parameters()}
     mean = mean_of_neighbours(dataset)
@@ -63,11 +42,15 @@ def dense_mmgcn(model, dataset, features):
     for name, feature in features.items():
         q = {n.removeprefix(f"modality.{name}."): x for n, x in p.items() if f".{name}." in n}
         known = (
-            torch.ones(N_ITEMS, 1) if feature.index is None else torch.tensor(INDEX >= 0)[:, None]
+            torch.ones(N_ITEMS, 1)
+            if feature.index is None
+            else torch.tensor(feature.index >= 0)[:, None]
         )
         raw = torch.tensor(feature.dense(), dtype=torch.float64)
         item = (raw @ q["projection.weight"].T + q["projection.bias"]) * known
         x = torch.cat([q["preference.weight"], item])
+        if normalise == "projected":
+            x = x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
         for layer in range(model.n_layers):
             w1, w2, w3 = (
                 q[f"layers.{layer}.{part}.weight"] for part in ("neighbour", "itself", "combine")
@@ -81,12 +64,13 @@ def dense_mmgcn(model, dataset, features):
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
 @pytest.mark.parametrize("n_modalities", [1, 2, 3])
+@pytest.mark.parametrize("normalise", ["none", "projected"])
 def test_forward_loss_and_gradients_equal_a_dense_derivation(
-    toy_dataset, toy_batch, n_modalities, n_layers
+    toy_dataset, toy_batch, n_modalities, n_layers, normalise
 ):
-    features = modalities(n_modalities)
-    model = built(toy_dataset, features, n_layers=n_layers, l2_weight=0.1)
-    user, item, p = dense_mmgcn(model, toy_dataset, features)
+    features = odd_modalities(n_modalities)
+    model = built(toy_dataset, features, n_layers=n_layers, l2_weight=0.1, normalise=normalise)
+    user, item, p = dense_mmgcn(model, toy_dataset, features, normalise)
     torch.testing.assert_close(model.encode().user, user, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(model.encode().item, item, rtol=1e-9, atol=1e-12)
 
@@ -108,13 +92,13 @@ def test_forward_loss_and_gradients_equal_a_dense_derivation(
 
 
 def test_ids_and_preferences_are_trained_parameters(toy_dataset, toy_batch):
-    model = built(toy_dataset, modalities(2))
+    model = built(toy_dataset, odd_modalities(2))
     before = {n: x.detach().clone() for n, x in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     sum(model.losses(toy_batch).values()).backward()
     optimizer.step()
     names = {"user_embedding.weight", "item_embedding.weight"}
-    names |= {f"modality.{m}.preference.weight" for m in modalities(2)}
+    names |= {f"modality.{m}.preference.weight" for m in odd_modalities(2)}
     for name, parameter in model.named_parameters():
         assert not torch.equal(parameter, before.pop(name)), name
         names.discard(name)
@@ -122,19 +106,19 @@ def test_ids_and_preferences_are_trained_parameters(toy_dataset, toy_batch):
 
 
 def test_of_one_modality_given_twice_the_mean_is_that_modality(toy_dataset):
-    feature = modalities(1)["text"]
-    single = built(toy_dataset, FeatureStore({"text": feature}))
+    feature = odd_modalities(1)["text, shortened"]
+    single = built(toy_dataset, FeatureStore({"text, shortened": feature}))
     again = Feature("text2", "item", "modality", feature.values)
-    double = built(toy_dataset, FeatureStore({"text": feature, "text2": again}))
+    double = built(toy_dataset, FeatureStore({"text, shortened": feature, "text2": again}))
     state = single.state_dict()
-    copies = {n.replace(".text.", ".text2."): x for n, x in state.items()}
+    copies = {n.replace(".text, shortened.", ".text2."): x for n, x in state.items()}
     double.load_state_dict(state | copies)
     torch.testing.assert_close(double.encode().item, single.encode().item, rtol=1e-12, atol=0)
     torch.testing.assert_close(double.encode().user, single.encode().user, rtol=1e-12, atol=0)
 
 
 def test_with_zero_weights_the_last_layer_is_the_activated_id(toy_dataset):
-    model = built(toy_dataset, modalities(2))
+    model = built(toy_dataset, odd_modalities(2))
     for name, parameter in model.named_parameters():
         if ".layers." in name:
             torch.nn.init.zeros_(parameter)
@@ -144,23 +128,23 @@ def test_with_zero_weights_the_last_layer_is_the_activated_id(toy_dataset):
 
 
 def test_an_item_without_a_feature_starts_as_zeros(toy_dataset):
-    features = modalities(2).only(["CLIP-ViT B/32"])
+    features = odd_modalities(2).only(["CLIP-ViT B/32"])
     model = built(toy_dataset, features)
     starts = []
     model.modality["CLIP-ViT B/32"].layers[0].register_forward_hook(
         lambda _, inputs, __: starts.append(inputs[0].item)
     )
     model.encode()
-    assert (starts[0][INDEX < 0] == 0).all()
-    assert (starts[0][INDEX >= 0] != 0).all()
+    assert (starts[0][REPEATED < 0] == 0).all()
+    assert (starts[0][REPEATED >= 0] != 0).all()
 
 
 def test_normalised_features_do_not_depend_on_their_scale(toy_dataset):
-    features = modalities(2)
+    features = odd_modalities(2)
     scaled = FeatureStore(
         {n: Feature(n, f.side, f.group, 16 * f.values, f.index) for n, f in features.items()}
     )
-    one, other = (built(toy_dataset, f, normalise_features=True) for f in (features, scaled))
+    one, other = (built(toy_dataset, f, normalise="features") for f in (features, scaled))
     raw = built(toy_dataset, scaled)
     for model in (other, raw):
         model.load_state_dict(one.state_dict())
@@ -177,3 +161,8 @@ def test_no_modality_is_named_as_the_cause(toy_dataset, toy_features):
 def test_sizes_out_of_range_are_refused_by_name(argument):
     with pytest.raises(ConfigError, match=argument):
         MMGCN(**{argument: 0})
+
+
+def test_an_unknown_normalisation_lists_the_known():
+    with pytest.raises(ConfigError, match="projected"):
+        MMGCN(normalise="rows")

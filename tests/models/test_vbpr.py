@@ -9,27 +9,7 @@ from llmrec_pl.errors import ConfigError
 from llmrec_pl.models.layers import FeatureTable
 from llmrec_pl.models.mf import MF
 from llmrec_pl.models.vbpr import VBPR
-
-N_ITEMS = 9
-INDEX = np.array([0, 1, 1, 0, 2, -1, 2, 0, -1], dtype=np.int64)
-
-
-def modalities(n):
-    """Return n item modalities of unequal widths; the second has repeated and unknown rows."""
-    random = np.random.default_rng(8)
-    shapes = {"text": (N_ITEMS, 6), "CLIP-ViT B/32": (3, 5), "audio_mfcc": (N_ITEMS, 2)}
-    return FeatureStore(
-        {
-            name: Feature(
-                name,
-                "item",
-                "modality",
-                random.normal(size=shape).astype(np.float32),
-                INDEX if shape[0] == 3 else None,
-            )
-            for name, shape in list(shapes.items())[:n]
-        }
-    )
+from tests.models.odd_modalities import N_ITEMS, REPEATED, odd_modalities
 
 
 def built(dataset, features, **arguments):
@@ -56,7 +36,7 @@ def score(p, features, user, item):
 
 @pytest.mark.parametrize("n_modalities", [1, 2, 3])
 def test_scores_losses_and_gradients_equal_a_dense_derivation(toy_dataset, toy_batch, n_modalities):
-    features = modalities(n_modalities)
+    features = odd_modalities(n_modalities)
     options = {"normalise_features": False, "l2_weight": 0.3, "projection_l2_weight": 0.2}
     model = built(toy_dataset, features, **options)
     p = {n: x.detach().clone().requires_grad_() for n, x in model.named_parameters()}
@@ -91,7 +71,7 @@ def test_scores_losses_and_gradients_equal_a_dense_derivation(toy_dataset, toy_b
 
 
 def test_without_projection_and_feature_bias_it_is_mf_with_item_bias(toy_dataset):
-    model = built(toy_dataset, modalities(3))
+    model = built(toy_dataset, odd_modalities(3))
     for parameter in (*model.projection.parameters(), *model.feature_bias.parameters()):
         torch.nn.init.zeros_(parameter)
     mf = MF(embedding_dim=4)
@@ -105,7 +85,7 @@ def test_without_projection_and_feature_bias_it_is_mf_with_item_bias(toy_dataset
 
 
 def test_normalised_features_do_not_depend_on_their_scale(toy_dataset):
-    features = modalities(2)
+    features = odd_modalities(2)
     unit = {}
     for name, f in features.items():
         length = np.sqrt((f.values.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
@@ -126,16 +106,16 @@ def test_a_zero_feature_row_stays_zero_when_normalised(toy_dataset):
 
 
 def test_an_item_without_features_has_its_own_terms_only(toy_dataset):
-    features = modalities(2).only(["CLIP-ViT B/32"])
+    features = odd_modalities(2).only(["CLIP-ViT B/32"])
     item = built(toy_dataset, features).encode().item
-    for row in np.flatnonzero(INDEX < 0):
+    for row in np.flatnonzero(REPEATED < 0):
         assert (item[row, 4:7] == 0).all()
-    assert (item[np.flatnonzero(INDEX >= 0), 4:7] != 0).any(dim=1).all()
+    assert (item[np.flatnonzero(REPEATED >= 0), 4:7] != 0).any(dim=1).all()
 
 
 @pytest.mark.parametrize("n_modalities", [1, 2, 3])
 def test_rows_equal_the_whole_and_project_distinct_features_once(toy_dataset, n_modalities):
-    model = built(toy_dataset, modalities(n_modalities))
+    model = built(toy_dataset, odd_modalities(n_modalities))
     users, items = torch.tensor([6, 0, 0]), torch.tensor([8, 5, 3, 0, 3, 7, 2])
     whole, rows = model.encode(), model.encode_rows(users, items)
     torch.testing.assert_close(rows.user, whole.user[users], rtol=1e-12, atol=0)
@@ -143,7 +123,7 @@ def test_rows_equal_the_whole_and_project_distinct_features_once(toy_dataset, n_
 
 
 def test_projecting_rows_reads_no_row_twice():
-    feature = modalities(2)["CLIP-ViT B/32"]
+    feature = odd_modalities(2)["CLIP-ViT B/32"]
     table, read = FeatureTable(feature), []
 
     def project(rows):
@@ -157,7 +137,7 @@ def test_projecting_rows_reads_no_row_twice():
 
 
 def test_what_a_zero_weight_switches_off_is_left_out(toy_dataset, toy_batch):
-    model = built(toy_dataset, modalities(1), l2_weight=0.0, projection_l2_weight=0.0)
+    model = built(toy_dataset, odd_modalities(1), l2_weight=0.0, projection_l2_weight=0.0)
     assert set(model.losses(toy_batch)) == {"bpr"}
 
 
