@@ -102,6 +102,7 @@ def _train(runs: list[Run], n_workers: int, console: Console) -> list[Run]:
     from rich.progress import Progress
 
     from llmrec_pl.sweeping.execute import execute
+    from llmrec_pl.sweeping.report import selecting
     from llmrec_pl.workers import run_all
 
     for planned in runs:
@@ -117,7 +118,8 @@ def _train(runs: list[Run], n_workers: int, console: Console) -> list[Run]:
             record = finished.metrics("val")
             found = error or "no metrics"
             if error is None and record is not None:
-                found = f"validation recall@20 {record['metrics'].get('recall@20', 0):.4f}"
+                metric = selecting(record["metrics"])
+                found = f"validation {metric} {record['metrics'][metric]:.4f}"
             else:
                 failed.append(finished)
             line = f"{finished.name}, seed {finished.seed}: {found}"

@@ -10,23 +10,12 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from llmrec_pl.sweeping.plan import Run
 
-SELECT = "recall@20"
 SHORT = {"recall": "R", "ndcg": "N", "precision": "P"}
-COLUMNS = (
-    "recall@10",
-    "ndcg@10",
-    "recall@20",
-    "ndcg@20",
-    "recall@50",
-    "ndcg@50",
-    "precision@20",
-)
-"""Those of the paper's Table 2, as far as the runs have them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +27,8 @@ class Entry:
         seeds: those of its finished runs.
         values: metric name to one value a seed.
         users: users with held-out items.
-        hits: hits in the top 20, mean over seeds.
+        select: the metric that orders entries: ``recall@20``, else the first recall there is.
+        hits: hits in the top K of it, mean over seeds.
         seconds: CPU seconds an epoch, mean over seeds; None where the cost is not known.
         epochs: mean number of epochs.
     """
@@ -47,6 +37,7 @@ class Entry:
     seeds: tuple[int, ...]
     values: dict[str, tuple[float, ...]]
     users: int
+    select: str
     hits: float
     seconds: float | None
     epochs: float | None
@@ -71,7 +62,8 @@ def entries_of(runs: Sequence[Run], split: str) -> list[Entry]:
             continue
         costs = [c for run, _ in done if (c := run.cost())]
         seconds = [c["cpu_seconds_per_epoch"] for c in costs]
-        k = SELECT.rpartition("@")[2]
+        select = selecting(done[0][1])
+        k = select.rpartition("@")[2]
         entries.append(
             Entry(
                 name,
@@ -82,6 +74,7 @@ def entries_of(runs: Sequence[Run], split: str) -> list[Entry]:
                     if "@" in metric and not metric.startswith("hits")
                 },
                 int(done[0][1]["users"]),
+                select,
                 statistics.fmean(m[f"hits@{k}"] for _, m in done),
                 statistics.fmean(seconds) if seconds else None,
                 statistics.fmean(c["epochs"] for c in costs) if costs else None,
@@ -90,8 +83,11 @@ def entries_of(runs: Sequence[Run], split: str) -> list[Entry]:
     return entries
 
 
-def _columns(entries: Sequence[Entry]) -> list[str]:
-    return [c for c in COLUMNS if all(c in e.values for e in entries)]
+def _columns(metrics: Iterable[str], select: str) -> list[str]:
+    """Return recall and NDCG at every K and precision at one, as in Table 2 of the paper."""
+    ks = sorted({int(name.partition("@")[2]) for name in metrics if name.startswith("recall@")})
+    both = [f"{name}@{k}" for k in ks for name in ("recall", "ndcg")]
+    return [*both, f"precision@{select.partition('@')[2]}"]
 
 
 def _heading(metric: str) -> str:
@@ -131,27 +127,34 @@ def _numbers(entry: Entry) -> list[str]:
     ]
 
 
-_NUMBER_HEADINGS = ("hits@20", "CPU s/epoch", "epochs", "seeds")
+def _number_headings(entry: Entry) -> tuple[str, ...]:
+    return f"hits@{entry.select.rpartition('@')[2]}", "CPU s/epoch", "epochs", "seeds"
+
+
+def selecting(metrics: Iterable[str]) -> str:
+    """Return the metric that orders entries."""
+    recalls = [name for name in metrics if name.startswith("recall@")]
+    return "recall@20" if "recall@20" in recalls else recalls[0]
 
 
 def results_table(entries: Sequence[Entry], title: str) -> Table:
     """Return mean and deviation over seeds of every entry."""
-    columns = _columns(entries)
+    columns = _columns(entries[0].values, entries[0].select)
     table = Table(title=f"{title}, {entries[0].users:,} users", title_justify="left")
     table.add_column("model", no_wrap=True)
-    for heading in (*map(_heading, columns), *_NUMBER_HEADINGS):
+    for heading in (*map(_heading, columns), *_number_headings(entries[0])):
         table.add_column(heading, justify="right")
     best = _best(entries, columns)
     for entry in entries:
-        style = "bold" if best[SELECT] == entry.name else None
+        style = "bold" if best[entry.select] == entry.name else None
         table.add_row(entry.name, *_cells(entry, columns, best, ""), *_numbers(entry), style=style)
     return table
 
 
 def results_markdown(entries: Sequence[Entry]) -> str:
     """Return the same as a Markdown table, the best mean of each column in bold."""
-    columns = _columns(entries)
-    headings = ["model", *map(_heading, columns), *_NUMBER_HEADINGS]
+    columns = _columns(entries[0].values, entries[0].select)
+    headings = ["model", *map(_heading, columns), *_number_headings(entries[0])]
     best = _best(entries, columns)
     lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
     for entry in entries:
@@ -189,7 +192,7 @@ def write_per_user(path: Path, runs: Sequence[Run], split: str) -> None:
         file = run.folder / "metrics" / f"{split}_per_user.parquet"
         if file.is_file():
             frame = pl.read_parquet(file)
-            kept = [c for c in COLUMNS if c in frame.columns]
+            kept = _columns(frame.columns, selecting(frame.columns))
             frames.append(
                 frame.select(
                     pl.lit(run.name).alias("model"),
@@ -203,19 +206,20 @@ def write_per_user(path: Path, runs: Sequence[Run], split: str) -> None:
 
 
 def plot_results(path: Path, entries: Sequence[Entry], title: str) -> None:
-    """Draw Recall@20 of every entry: each seed a point, the mean a line."""
+    """Draw the selecting metric of every entry: each seed a point, the mean a line."""
     from matplotlib.figure import Figure
 
-    order = sorted(entries, key=lambda e: e.mean(SELECT))
+    select = entries[0].select
+    order = sorted(entries, key=lambda e: e.mean(select))
     figure = Figure(figsize=(6.8, 0.6 + 0.27 * len(order)), layout="constrained")
     axes = figure.subplots()
     for row, entry in enumerate(order):
-        values = entry.values[SELECT]
+        values = entry.values[select]
         axes.plot(values, [row] * len(values), "o", ms=4, color="#1f5fa8", alpha=0.45, mew=0)
-        mean = entry.mean(SELECT)
+        mean = entry.mean(select)
         axes.plot([mean, mean], [row - 0.32, row + 0.32], color="#c2410c", lw=2)
     axes.set_yticks(range(len(order)), [e.name for e in order], fontsize=9)
-    axes.set(xlabel="Recall@20: one point a seed, the bar is their mean")
+    axes.set(xlabel=f"{_heading(select)}: one point a seed, the bar is their mean")
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(axis="x", color="#e4e6ea", lw=0.8)
     axes.set_axisbelow(True)

@@ -112,7 +112,7 @@ def search(
                 "process still runs some; wait for it, or give a larger `--trials`."
             )
         raise ConfigError(
-            f"no trial in {str(plan.folder)!r} gave a value; the last one said: {errors[-1]}. "
+            f"no trial in {str(plan.folder)!r} gave a value; the last one said: {errors[-1].rstrip('.')}. "
             "Mend the config or the search space and give `--restart`."
         )
     return study

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 NAME = "llmrec_pl"
 JOURNAL = "journal.log"
+TRIES = 3
+"""How often values are tried whose process dies."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -72,7 +74,7 @@ def worker_record() -> dict[str, Any]:
 
 
 def rescue_lost(study: optuna.Study) -> int:
-    """Close trials whose process died, and queue their values again.
+    """Close trials whose process died, and queue their values again, `TRIES` times at most.
 
     Trials of other machines are left alone: whether they still run cannot be seen from here.
 
@@ -81,8 +83,16 @@ def rescue_lost(study: optuna.Study) -> int:
     """
     lost = [t for t in study.get_trials(deepcopy=False) if _is_lost(t)]
     for trial in lost:
+        tries = trial.user_attrs.get("tries", 1)
+        if tries < TRIES:
+            study.enqueue_trial(trial.params, user_attrs={"tries": tries + 1})
+        else:
+            error = f"its process died {TRIES} times, as it does where memory runs out"
+            result = {"value": None, "stopped": "died", "error": error}
+            unseen = {"epochs": 0, "best_epoch": 0, "curve": [], "cpu_seconds": 0.0}
+            ended = optuna.trial.Trial(study, trial._trial_id)
+            ended.set_user_attr("result", {**result, **unseen})
         study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
     return len(lost)
 
 

@@ -14,7 +14,6 @@ import optuna
 import yaml
 from lightning.pytorch.trainer.states import TrainerFn
 
-from llmrec_pl.errors import ConfigError
 from llmrec_pl.tuning.storage import open_study
 from llmrec_pl.workers import in_one_line
 
@@ -66,11 +65,7 @@ class TrialWatch(L.Callback):
         """Report, and ask whether the trial is worth going on with."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        found = trainer.callback_metrics.get(f"val/{self.metric}")
-        if found is None:
-            known = [name[4:] for name in trainer.callback_metrics if name.startswith("val/")]
-            raise ConfigError(f"`--metric` {self.metric!r} is not computed; the run has {known}.")
-        self.values.append(float(found))
+        self.values.append(float(trainer.callback_metrics[f"val/{self.metric}"]))
         # The best value so far: a curve that is past its peak has lost nothing.
         self.trial.report(max(self.values), step=len(self.values))
         if self._spent() > self.seconds:
@@ -110,14 +105,20 @@ def run_trial(job: TrialJob) -> dict[str, Any]:
     config.write_text(yaml.safe_dump(job.overlay), encoding="utf-8")
     watch = TrialWatch(trial, job.metric, job.seconds)
     started, error = time.process_time(), None
-    fixed = {"default_root_dir": str(folder), "enable_progress_bar": "false", "logger": "false"}
+    fixed = {
+        "trainer.default_root_dir": str(folder),
+        "trainer.enable_progress_bar": "false",
+        "trainer.logger": "false",
+        "checkpoint.monitor": f"val/{job.metric}",
+        "early_stopping.monitor": f"val/{job.metric}",
+    }
     try:
         run(
             [
                 "fit",
                 *job.arguments,
                 *("--config", str(config)),
-                *(x for name, value in fixed.items() for x in (f"--trainer.{name}", value)),
+                *(x for name, value in fixed.items() for x in (f"--{name}", value)),
             ],
             callbacks=[watch],
             quiet=True,

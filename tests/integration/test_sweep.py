@@ -97,6 +97,28 @@ def test_the_table_shows_every_entry_and_goes_into_a_page(finished, capsys, tmp_
     assert page.read_text() == text
 
 
+def test_other_list_lengths_give_their_own_columns(tmp_path, small_data, capsys):
+    entries = {"MF": str(MODELS / "mf.yaml")}
+    path = written(tmp_path, small_data, entries=entries, seeds=[1], test=False)
+    main(
+        [
+            "sweep",
+            str(path),
+            "--",
+            "--evaluation.ks",
+            "[5]",
+            "--checkpoint.monitor",
+            "val/recall@5",
+            "--early_stopping.monitor",
+            "val/recall@5",
+        ]
+    )
+    out = capsys.readouterr().out
+    assert "R@5" in out
+    assert "hits@5" in out
+    assert "@20" not in out
+
+
 def test_a_page_without_marks_is_left_alone(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("nothing here\n")

@@ -1,12 +1,14 @@
 """`tune` on a small data set: budget, resume, lost trials, failures, pruning."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from llmrec_pl.cli import main
@@ -89,11 +91,7 @@ def test_a_trial_whose_process_died_is_tried_again(tmp_path):
     study = open_study(tmp_path)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    from optuna.distributions import FloatDistribution
-
     trial = study.ask({"x": FloatDistribution(0, 1)})
-    import socket
-
     trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": gone.pid})
     other = study.ask({"x": FloatDistribution(0, 1)})
     other.set_user_attr("worker", {"host": "elsewhere", "pid": gone.pid})
@@ -101,6 +99,23 @@ def test_a_trial_whose_process_died_is_tried_again(tmp_path):
     again = study.ask({"x": FloatDistribution(0, 1)})
     assert again.params == trial.params
     assert {t.number for t in counted(study)} == {other.number, again.number}
+
+
+def test_values_whose_process_dies_again_and_again_are_given_up(tmp_path):
+    study = open_study(tmp_path)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    space = {"x": FloatDistribution(0, 1)}
+    study.enqueue_trial({"x": 0.25})
+    for _ in range(3):
+        trial = study.ask(space)
+        assert trial.params == {"x": 0.25}
+        trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": gone.pid})
+        rescue_lost(study)
+    (given_up,) = counted(study)
+    assert given_up.params == {"x": 0.25}
+    assert "died 3 times" in given_up.user_attrs["result"]["error"]
+    assert study.ask(space).params != {"x": 0.25}
 
 
 def test_a_setting_that_cannot_train_ends_its_own_trial_only(tmp_path, small_data, capsys):
@@ -137,7 +152,8 @@ def test_an_unknown_metric_names_those_that_are_computed(tmp_path, small_data, c
     with pytest.raises(SystemExit):
         main(arguments(tmp_path, small_data, 1, "--metric", "recal@20"))
     err = capfd.readouterr().err
-    assert "`--metric` 'recal@20' is not computed; the run has ['recall@10'" in err
+    assert "'val/recal@20', which is not computed" in err
+    assert "'val/recall@20'" in err
 
 
 def test_a_call_that_finds_all_trials_given_out_says_so(tmp_path, small_data):
