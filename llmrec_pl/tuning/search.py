@@ -111,8 +111,9 @@ def search(
                 f"the {plan.n_trials} trials of {str(plan.folder)!r} are given out and another "
                 "process still runs some; wait for it, or give a larger `--trials`."
             )
+        last = str(errors[-1]).rstrip(".")
         raise ConfigError(
-            f"no trial in {str(plan.folder)!r} gave a value; the last one said: {errors[-1].rstrip('.')}. "
+            f"no trial in {str(plan.folder)!r} gave a value; the last one said: {last}. "
             "Mend the config or the search space and give `--restart`."
         )
     return study
