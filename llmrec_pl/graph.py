@@ -316,10 +316,16 @@ class WeightedBipartiteGraph(nn.Module):
     def _scores(self, user: Tensor, item: Tensor) -> Tensor:
         # The gradient of a weighted sum for its weights is just these inner products, and its
         # kernel gathers no rows: a fifth of the time of indexing both sides.
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            user, item = _plain(user), _plain(item)
             weight = user.new_zeros(len(self.edge_user), requires_grad=True)
-            summed = weighted_sum(self.edge_item, weight, item.detach(), self.user_offsets)
-            return torch.autograd.grad(summed, weight, user.detach())[0]
+            summed = weighted_sum(self.edge_item, weight, item, self.user_offsets)
+            return torch.autograd.grad(summed, weight, user)[0]
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Return a tensor that autograd may keep, which one made in inference mode is not."""
+    return x.clone() if x.is_inference() else x.detach()
 
 
 def _widened(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -191,6 +191,18 @@ def test_eval_encode_is_deterministic_and_pure(model_class, data):
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("model_class", MODELS)
+def test_encode_is_the_same_in_inference_mode(model_class, data):
+    model = make(model_class, *data).eval()
+    with torch.no_grad():
+        expected = model.encode()
+    # As `validate` and `test` run it.
+    with torch.inference_mode():
+        found = model.encode()
+    torch.testing.assert_close(found.user, expected.user, rtol=0, atol=0)
+    torch.testing.assert_close(found.item, expected.item, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("model_class", TRAINED)
 def test_loss_falls_and_every_parameter_learns(model_class, data):
     dataset, features = data
