@@ -68,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="where the chosen values go (configs/tuned/DATA/MODEL.yaml)",
     )
+    parser.add_argument(
+        "--into", metavar="FILE", help="also write the chosen values into this config, in place"
+    )
     parser.add_argument("--log", metavar="FILE", help="log of all trials (STUDY/trials.json)")
     parser.add_argument("--restart", action="store_true", help="forget the trials of the study")
     parser.set_defaults(more=[])
@@ -92,7 +95,13 @@ def run(args: argparse.Namespace) -> None:
 
     from llmrec_pl.tuning.report import plot_trials, trials_table, write_chosen, write_log
     from llmrec_pl.tuning.search import Search, search
-    from llmrec_pl.tuning.space import keys_without_room, merged, read_space
+    from llmrec_pl.tuning.space import (
+        keys_without_room,
+        merged,
+        read_space,
+        read_yaml,
+        with_values,
+    )
 
     model = Path(args.config[-1]).stem
     space = args.space or f"configs/spaces/{model}.yaml"
@@ -130,13 +139,20 @@ def run(args: argparse.Namespace) -> None:
             progress.bar.print("the same command goes on where this one was stopped")
             raise
     out = Path(args.out or f"configs/tuned/{data['name']}/{model}.yaml")
-    log = Path(args.log) if args.log else folder / "trials.json"
-    write_log(log, study, plan, data)
+    files = {
+        "chosen values": out,
+        "log": Path(args.log) if args.log else folder / "trials.json",
+        "picture": folder / "trials.png",
+    }
+    write_log(files["log"], study, plan, data)
     write_chosen(out, study, plan, data)
-    picture = folder / "trials.png"
-    plot_trials(picture, study, args.metric, f"{model} on {data['name']}")
+    plot_trials(files["picture"], study, args.metric, f"{model} on {data['name']}")
     console.print(trials_table(study, args.metric))
-    for name, path in (("chosen values", out), ("log", log), ("picture", picture)):
+    if args.into:
+        files["also in"] = Path(args.into)
+        changed = with_values(files["also in"].read_text(encoding="utf-8"), read_yaml(out))
+        files["also in"].write_text(changed, encoding="utf-8")
+    for name, path in files.items():
         console.print(f"  {name + ':':<15}{path}", highlight=False, soft_wrap=True)
     configs = " ".join(f"--config {c}" for c in [*args.config, out])
     console.print(

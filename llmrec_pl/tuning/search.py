@@ -11,7 +11,7 @@ from filelock import FileLock
 from optuna.trial import TrialState
 
 from llmrec_pl.errors import ConfigError
-from llmrec_pl.tuning.space import current_values, merged, overlay, read_space
+from llmrec_pl.tuning.space import current_values, merged, overlay, read_space, set_value
 from llmrec_pl.tuning.storage import (
     check_identity,
     counted,
@@ -62,12 +62,18 @@ class Search:
         return [x for c in self.configs for x in ("--config", c)] + list(self.more)
 
     def identity(self, fingerprint: str) -> dict[str, Any]:
-        """Return what must stay equal while a study grows."""
+        """Return what must stay equal while a study grows.
+
+        The config's own values of what is searched may change: they were a trial.
+        """
+        space, config = read_space(self.space), merged(self.configs)
+        for key in space:
+            set_value(config, key, "searched")
         return {
             "data set": fingerprint,
-            "config": merged(self.configs),
+            "config": config,
             "arguments": list(self.more),
-            "space": {k: repr(d) for k, d in read_space(self.space).items()},
+            "space": {k: repr(d) for k, d in space.items()},
             "CPU seconds a trial": self.seconds,
             "metric": self.metric,
             "seed": self.seed,

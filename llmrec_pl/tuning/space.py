@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 Tree = dict[str, Any]
+_LINE = re.compile(r"( *)([A-Za-z_]\w*):(?: +([^#\s][^#]*?))?( *#.*)?")
 _RANGE_KEYS = {"low", "high", "log", "step"}
 
 
@@ -112,6 +114,14 @@ def value_at(tree: Mapping[str, Any], key: str) -> object:
     return node
 
 
+def set_value(tree: Tree, key: str, value: object) -> None:
+    """Put a value at a dotted key of a tree."""
+    *parents, last = key.split(".")
+    for part in parents:
+        tree = tree.setdefault(part, {})
+    tree[last] = value
+
+
 def current_values(
     tree: Mapping[str, Any], space: Mapping[str, BaseDistribution]
 ) -> dict[str, Any] | None:
@@ -161,3 +171,45 @@ def overlay(tree: Mapping[str, Any], values: Mapping[str, Any]) -> Tree:
         # Three digits are as much as a search can tell apart, and a person wants to read.
         node[parts[-1]] = float(f"{value:.3g}") if isinstance(value, float) else value
     return result
+
+
+def with_values(text: str, changes: Mapping[str, Any]) -> str:
+    """Return a YAML text with the values of an overlay in place, comments and order kept.
+
+    Args:
+        text: block style, a key a line; mappings in braces are replaced whole.
+        changes: an overlay, as `overlay` makes it.
+
+    Raises:
+        ConfigError: a key of the overlay has no line of its own.
+    """
+    lines, done = [], set()
+    path: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        found = _LINE.fullmatch(line)
+        if found is None:
+            lines.append(line)
+            continue
+        indent, key, value, comment = found.groups()
+        while path and path[-1][0] >= len(indent):
+            path.pop()
+        path.append((len(indent), key))
+        dotted = ".".join(part for _, part in path)
+        new = value_at(changes, dotted)
+        if value and new is not None:
+            shown = yaml.safe_dump(new, default_flow_style=True, sort_keys=False).split("\n")[0]
+            line = f"{indent}{key}: {shown}{comment or ''}"
+            done.add(dotted)
+        lines.append(line)
+    missing = [k for k in _leaves(changes) if not any(f"{k}.".startswith(f"{d}.") for d in done)]
+    if missing:
+        raise ConfigError(f"no line for {missing}; write these values by hand.")
+    return "\n".join(lines) + "\n"
+
+
+def _leaves(tree: Mapping[str, Any], before: str = "") -> list[str]:
+    leaves = []
+    for key, value in tree.items():
+        inside = isinstance(value, Mapping)
+        leaves += _leaves(value, f"{before}{key}.") if inside else [f"{before}{key}"]
+    return leaves

@@ -81,6 +81,26 @@ def test_two_calls_share_one_budget(tmp_path, small_data):
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 4
 
 
+@pytest.mark.slow
+def test_chosen_values_go_into_the_config_and_the_study_goes_on(tmp_path, small_data):
+    own = tmp_path / "mf.yaml"
+    own.write_text(Path(MF[1]).read_text())
+    space = {LR: {"low": 0.01, "high": 0.1, "log": True}}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    words = ["tune", "--config", MF[0], "--config", str(own), "--space"]
+    words += [str(tmp_path / "space.yaml"), "--study", str(tmp_path / "study")]
+    words += ["--out", str(tmp_path / "out.yaml"), "--into", str(own)]
+    more = ["--", "--data.root", str(small_data), *FAST]
+    main([*words, "--trials", "1", *more])
+    chosen = yaml.safe_load((tmp_path / "out.yaml").read_text())
+    wanted = chosen["model"]["init_args"]["optimizer"]["init_args"]["lr"]
+    config = yaml.safe_load(own.read_text())["model"]["init_args"]
+    assert config["optimizer"]["init_args"]["lr"] == wanted != 3e-3
+    assert "coupled decay" in own.read_text()
+    main([*words, "--trials", "2", *more])
+    assert len(counted(open_study(tmp_path / "study"))) == 2
+
+
 def test_another_search_in_the_same_folder_is_refused(tmp_path, small_data):
     tune(tmp_path, small_data, 1)
     with pytest.raises(SystemExit):

@@ -5,7 +5,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from llmrec_pl.errors import ConfigError
-from llmrec_pl.tuning.space import current_values, merged, overlay, read_space
+from llmrec_pl.tuning.space import current_values, merged, overlay, read_space, with_values
 
 LR = "model.init_args.optimizer.init_args.lr"
 
@@ -90,3 +90,49 @@ def test_an_overlay_repeats_a_plain_mapping_but_no_class():
         "data": {"batch_size": 512},
     }
     assert tree["model"]["init_args"]["feature_weight"]["modality"] == 0.02
+
+
+MODEL_YAML = """\
+# A model.
+model:
+  class_path: some.Model
+  init_args:
+    n_layers: 2  # of the graph
+    feature_weight: {modality: 0.02, profile: 2.8}
+    lr: 7
+    optimizer:
+      # Coupled decay.
+      class_path: torch.optim.Adam
+      init_args:
+        lr: 3.0e-3
+        weight_decay: 0.0
+data:
+  sampling: edge
+"""
+
+
+def test_chosen_values_go_into_a_config_and_nothing_else_changes():
+    changes = {
+        "model": {
+            "init_args": {
+                "n_layers": 3,
+                "feature_weight": {"modality": 0.5, "profile": 2.8},
+                "optimizer": {"init_args": {"lr": 0.00123}},
+            }
+        }
+    }
+    found = with_values(MODEL_YAML, changes)
+    lines = MODEL_YAML.splitlines()
+    changed = [i for i, line in enumerate(found.splitlines()) if line != lines[i]]
+    assert [found.splitlines()[i].strip() for i in changed] == [
+        "n_layers: 3  # of the graph",
+        "feature_weight: {modality: 0.5, profile: 2.8}",
+        "lr: 0.00123",
+    ]
+    assert yaml.safe_load(found)["model"]["init_args"]["lr"] == 7
+    assert len(found.splitlines()) == len(lines)
+
+
+def test_a_value_without_a_line_is_an_error():
+    with pytest.raises(ConfigError, match="n_item_layers"):
+        with_values(MODEL_YAML, {"model": {"init_args": {"n_item_layers": 1}}})
