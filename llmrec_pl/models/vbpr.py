@@ -62,8 +62,8 @@ class VBPR(Recommender):
         embedding_dim: int = 64,
         projection_dim: int = 64,
         normalise_features: bool = True,
-        l2_weight: float = 1e-4,
-        projection_l2_weight: float = 1e-4,
+        l2_weight: float = 1e-2,
+        projection_l2_weight: float = 1e-2,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: SchedulerCallable | None = None,
     ) -> None:

@@ -197,9 +197,10 @@ def with_values(text: str, changes: Mapping[str, Any]) -> str:
         dotted = ".".join(part for _, part in path)
         new = value_at(changes, dotted)
         if value and new is not None:
-            shown = yaml.safe_dump(new, default_flow_style=True, sort_keys=False).split("\n")[0]
-            line = f"{indent}{key}: {shown}{comment or ''}"
             done.add(dotted)
+            if yaml.safe_load(value) != new:
+                dumped = yaml.safe_dump(new, default_flow_style=True, sort_keys=False)
+                line = f"{indent}{key}: {dumped.splitlines()[0]}{comment or ''}"
         lines.append(line)
     missing = [k for k in _leaves(changes) if not any(f"{k}.".startswith(f"{d}.") for d in done)]
     if missing:
