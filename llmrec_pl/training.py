@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-import yaml
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -23,6 +22,7 @@ from llmrec_pl.checkpoints import (
     ResumeCheckpoint,
     read_checkpoint,
 )
+from llmrec_pl.configs import load_yaml
 from llmrec_pl.cost import RunCost
 from llmrec_pl.data.datamodule import RecDataModule
 from llmrec_pl.errors import ConfigError, LLMRecError
@@ -275,15 +275,8 @@ def check_configs_exist(args: Sequence[str]) -> None:
         ConfigError: naming the file.
     """
     for flag, value in zip(args, list(args)[1:], strict=False):
-        if flag not in ("--config", "-c"):
-            continue
-        path = Path(value)
-        if not path.is_file():
-            raise ConfigError(f"no config file at {value!r}; shipped ones lie in `configs/`.")
-        try:
-            yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"config file {value!r} is not valid YAML: {error}") from error
+        if flag in ("--config", "-c"):
+            load_yaml(value)
 
 
 def _fixed_seed(seed: bool | int) -> int:

@@ -93,15 +93,10 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("`tune` needs Optuna; install it with `pip install 'llmrec_pl[tune]'`.")
     from rich.console import Console
 
+    from llmrec_pl.configs import merged, read_yaml
     from llmrec_pl.tuning.report import plot_trials, trials_table, write_chosen, write_log
     from llmrec_pl.tuning.search import Search, search
-    from llmrec_pl.tuning.space import (
-        keys_without_room,
-        merged,
-        read_space,
-        read_yaml,
-        with_values,
-    )
+    from llmrec_pl.tuning.space import keys_without_room, read_space, with_values
 
     model = Path(args.config[-1]).stem
     space = args.space or f"configs/spaces/{model}.yaml"
@@ -162,8 +157,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _data_set(args: argparse.Namespace) -> dict[str, Any]:
     """Return name and fingerprint of the data set that the configs name."""
+    from llmrec_pl.configs import merged, value_at
     from llmrec_pl.data.dataset import read_meta
-    from llmrec_pl.tuning.space import merged, value_at
 
     root = value_at(merged(args.config), "data.root")
     for flag, value in zip(args.more, args.more[1:], strict=False):

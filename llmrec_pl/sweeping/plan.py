@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmrec_pl.configs import merged, read_yaml
 from llmrec_pl.errors import ConfigError
-from llmrec_pl.tuning.space import merged, read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.table import Table
 
+from llmrec_pl.configs import merged
 from llmrec_pl.tuning.search import best_trial
-from llmrec_pl.tuning.space import merged, overlay
+from llmrec_pl.tuning.space import overlay
 from llmrec_pl.tuning.storage import counted
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 from optuna.trial import TrialState
 
+from llmrec_pl.configs import merged, set_value
 from llmrec_pl.errors import ConfigError
-from llmrec_pl.tuning.space import current_values, merged, overlay, read_space, set_value
+from llmrec_pl.tuning.space import current_values, overlay, read_space
 from llmrec_pl.tuning.storage import (
     check_identity,
     counted,

@@ -2,58 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from llmrec_pl.configs import Tree, read_yaml, value_at
 from llmrec_pl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
     from optuna.distributions import BaseDistribution
 
-Tree = dict[str, Any]
 _LINE = re.compile(r"( *)([A-Za-z_]\w*):(?: +([^#\s][^#]*?))?( *#.*)?")
 _RANGE_KEYS = {"low", "high", "log", "step"}
-
-
-def read_yaml(path: str | Path) -> Tree:
-    """Read a YAML mapping.
-
-    Raises:
-        ConfigError: the file is missing, malformed or no mapping.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"no file at {str(path)!r}; shipped ones lie in `configs/`.")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{str(path)!r} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{str(path)!r} must hold a mapping, got {type(content).__name__}.")
-    return content
-
-
-def merged(paths: Sequence[str | Path]) -> Tree:
-    """Merge config files as the command line does: later wins, key by key."""
-    result: Tree = {}
-    for path in paths:
-        _merge(result, read_yaml(path))
-    return result
-
-
-def _merge(target: Tree, source: Mapping[str, Any]) -> None:
-    for key, value in source.items():
-        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
-            _merge(target[key], value)
-        else:
-            target[key] = copy.deepcopy(value)
 
 
 def read_space(path: str | Path) -> dict[str, BaseDistribution]:
@@ -102,24 +66,6 @@ def _distribution(entry: object) -> BaseDistribution:
     if all(isinstance(entry[k], int) for k in ("low", "high")):
         return IntDistribution(**entry)
     return FloatDistribution(**entry)
-
-
-def value_at(tree: Mapping[str, Any], key: str) -> object:
-    """Return the value at a dotted key, None where there is none."""
-    node: Any = tree
-    for part in key.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return None
-        node = node[part]
-    return node
-
-
-def set_value(tree: Tree, key: str, value: object) -> None:
-    """Put a value at a dotted key of a tree."""
-    *parents, last = key.split(".")
-    for part in parents:
-        tree = tree.setdefault(part, {})
-    tree[last] = value
 
 
 def current_values(

@@ -225,7 +225,8 @@ def test_a_budget_must_be_positive(tmp_path, small_data, flag, capsys):
     "path", sorted((ROOT / "configs/spaces").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_every_shipped_space_names_values_of_its_model(path):
-    from llmrec_pl.tuning.space import current_values, merged, read_space
+    from llmrec_pl.configs import merged
+    from llmrec_pl.tuning.space import current_values, read_space
 
     model = ROOT / "configs/models" / path.name
     assert current_values(merged([MF[0], model]), read_space(path)) is not None

@@ -4,8 +4,9 @@ import pytest
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from llmrec_pl.configs import merged
 from llmrec_pl.errors import ConfigError
-from llmrec_pl.tuning.space import current_values, merged, overlay, read_space, with_values
+from llmrec_pl.tuning.space import current_values, overlay, read_space, with_values
 
 LR = "model.init_args.optimizer.init_args.lr"
 
