@@ -8,7 +8,7 @@ weights of edges are learned, the product is an embedding bag, which has gradien
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import scipy.sparse as sp
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
 
 Norm = Literal["row", "symmetric", "mean"]
+_ENTRIES_AT_ONCE = 1 << 16
 
 
 def normalise(matrix: sp.csr_array, norm: Norm) -> sp.csr_array:
@@ -70,12 +71,72 @@ class _SparseProduct(torch.autograd.Function):
         return ctx.transpose @ gradient.to(ctx.transpose.dtype).contiguous(), None, None
 
 
+class RowEntries(NamedTuple):
+    """The entries of some rows of a sparse matrix, row after row.
+
+    Attributes:
+        columns: ``[n_entries]``.
+        weight: ``[n_entries]``.
+        offsets: where each row's entries begin, int64 ``[n_rows]``; a row may have none.
+    """
+
+    columns: Tensor
+    weight: Tensor
+    offsets: Tensor
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Return each row's weighted sum of ``x[columns]``, ``[n_rows, d]``."""
+        summed: Tensor = F.embedding_bag(
+            self.columns.long(), x, self.offsets, mode="sum", per_sample_weights=self.weight
+        )
+        return summed
+
+    def scatter(self, x: Tensor, n_columns: int) -> Tensor:
+        """Return the adjoint of `gather`: each row of ``x [n_rows, d]`` added to its columns."""
+        n = len(self.columns)
+        position = torch.zeros(n + 1, dtype=torch.int64, device=x.device)
+        position.index_add_(0, self.offsets, torch.ones_like(self.offsets))
+        position = position[:n].cumsum(0) - 1
+        summed = x.new_zeros(n_columns, x.shape[1])
+        for start in range(0, n, _ENTRIES_AT_ONCE):
+            part = slice(start, start + _ENTRIES_AT_ONCE)
+            rows = x[position[part]].mul_(self.weight[part].unsqueeze(1))
+            summed.index_add_(0, self.columns[part], rows)
+        return summed
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, entries: RowEntries) -> Tensor:  # noqa: ANN401
+        ctx.entries, ctx.n = entries, len(x)
+        return entries.gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        return ctx.entries.scatter(gradient, ctx.n), None
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, entries: RowEntries, n: int) -> Tensor:  # noqa: ANN401
+        ctx.entries = entries
+        return entries.scatter(x, n)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        return ctx.entries.gather(gradient.contiguous()), None, None
+
+
 class SparseOperator(nn.Module):
     """A constant sparse matrix that multiplies node features, ``[n_out, n_in]``.
 
     Runs in float32 outside autocast (float64 after ``.double()``). Buffers are not persistent:
     a checkpoint holds no graph, which comes from the data set.
     """
+
+    forward_indptr: Tensor
+    forward_indices: Tensor
+    forward_weight: Tensor
 
     def __init__(self, matrix: sp.csr_array) -> None:
         super().__init__()
@@ -105,6 +166,54 @@ class SparseOperator(nn.Module):
             transpose = self._csr("transpose", self.shape[::-1])
             product: Tensor = _SparseProduct.apply(x.to(matrix.dtype), matrix, transpose)  # type: ignore[no-untyped-call]
         return product
+
+    def rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Return some rows of the product, ``forward(x)[rows]``, at the cost of their entries.
+
+        Args:
+            x: ``[n_in, d]``.
+            rows: int64 ``[m]``, repeats allowed.
+
+        Returns:
+            ``[m, d]`` in the dtype of the weights.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.forward_weight.dtype)
+            product: Tensor = _Gather.apply(x, self.entries(rows))  # type: ignore[no-untyped-call]
+        return product
+
+    def columns(self, x: Tensor, columns: Tensor) -> Tensor:
+        """Return the product with features of some nodes only, all others being zero.
+
+        Args:
+            x: features of these nodes, ``[m, d]``.
+            columns: the nodes, int64 ``[m]``, repeats allowed.
+
+        Returns:
+            ``[n_out, d]`` in the dtype of the weights.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.forward_weight.dtype)
+            entries = self.entries(columns, transpose=True)
+            product: Tensor = _Scatter.apply(x, entries, self.shape[0])  # type: ignore[no-untyped-call]
+        return product
+
+    def entries(self, rows: Tensor, *, transpose: bool = False) -> RowEntries:
+        """Cut out the entries of some rows, of the matrix or of its transpose."""
+        name = "transpose" if transpose else "forward"
+        indptr = getattr(self, f"{name}_indptr")
+        start = indptr[rows].long()
+        count = indptr[rows + 1].long() - start
+        offsets = count.cumsum(0) - count
+        entry = torch.repeat_interleave(start - offsets, count)
+        entry += torch.arange(len(entry), device=entry.device)
+        columns, weight = (getattr(self, f"{name}_{k}")[entry] for k in ("indices", "weight"))
+        return RowEntries(columns, weight, offsets)
+
+    def matrix(self) -> sp.csr_array:
+        """Return the matrix itself, with the weights in use."""
+        parts = (self.forward_weight, self.forward_indices, self.forward_indptr)
+        return sp.csr_array(tuple(p.cpu().numpy() for p in parts), shape=self.shape)
 
     def _csr(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return torch.sparse_csr_tensor(

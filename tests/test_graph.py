@@ -50,6 +50,37 @@ def test_unknown_norm_lists_the_known():
         normalise(sp.csr_array(np.ones((2, 2))), "colum")
 
 
+@settings(deadline=None, max_examples=60)
+@given(adjacency(), st.integers(0, 2**16), st.data())
+def test_rows_and_columns_of_a_product_equal_the_dense_ones(dense, seed, data):
+    random = np.random.default_rng(seed)
+    matrix = (dense * random.normal(size=dense.shape)).astype(np.float32).astype(np.float64)
+    operator = SparseOperator(sp.csr_array(matrix)).double()
+    exact = torch.from_numpy(matrix)
+    x = torch.from_numpy(random.normal(size=(dense.shape[1], 3))).requires_grad_()
+    twin = x.detach().clone().requires_grad_()
+    some = st.lists(st.integers(0, dense.shape[0] - 1), max_size=12)
+    rows = torch.tensor(data.draw(some), dtype=torch.int64)
+    weight = torch.from_numpy(random.normal(size=(len(rows), 3)))
+    found, expected = operator.rows(x, rows), (exact @ twin)[rows]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(x.grad, twin.grad, rtol=1e-12, atol=1e-12)
+
+    columns = torch.tensor(
+        data.draw(st.lists(st.integers(0, dense.shape[1] - 1), max_size=12)), dtype=torch.int64
+    )
+    y = torch.from_numpy(random.normal(size=(len(columns), 3))).requires_grad_()
+    twin = y.detach().clone().requires_grad_()
+    weight = torch.from_numpy(random.normal(size=(dense.shape[0], 3)))
+    found, expected = operator.columns(y, columns), exact[:, columns] @ twin
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(y.grad, twin.grad, rtol=1e-12, atol=1e-12)
+
+
 @settings(deadline=None, max_examples=40)
 @given(adjacency(), st.integers(0, 2**16))
 def test_product_and_gradient_equal_the_dense_ones(dense, seed):
