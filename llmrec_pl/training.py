@@ -159,7 +159,7 @@ class RecommenderCLI(LightningCLI):
         """Refuse settings and data that would fail later.
 
         Raises:
-            ConfigError: a monitored metric is not computed, or K exceeds the catalogue.
+            ConfigError: a monitored metric is not computed, or K exceeds the candidates.
         """
         evaluator = self.config_init[self.subcommand]["evaluation"]
         known = [f"val/{name}" for name in metric_names(evaluator.ks)]
@@ -171,7 +171,7 @@ class RecommenderCLI(LightningCLI):
                     f"`evaluation.ks` that K or monitor one of {known}."
                 )
         self.datamodule.setup("fit")
-        evaluator.check_catalogue(self.datamodule.dataset.n_items)
+        evaluator.check_catalogue(self.datamodule.dataset, "fit")
 
     def after_fit(self) -> None:
         """Evaluate the selected checkpoint in full, and say where everything lies."""

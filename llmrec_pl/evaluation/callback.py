@@ -16,6 +16,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from llmrec_pl.errors import ConfigError
+from llmrec_pl.evaluation.candidates import (
+    CANDIDATES,
+    Candidates,
+    candidate_items,
+    check_candidates,
+    train_popularity,
+)
 from llmrec_pl.evaluation.groups import ITEM_GROUPS, item_groups
 from llmrec_pl.evaluation.metrics import (
     PROFILES,
@@ -69,7 +76,8 @@ class AllRankingEvaluator(L.Callback):
 
     While fitting, the metrics are logged as ``val/recall@20``. ``validate`` and ``test`` also
     give coverage, popularity, Gini, and the metrics of item and user groups, and write
-    ``metrics/<stage>.json`` and ``metrics/<stage>_per_user.parquet`` beside the checkpoint.
+    ``metrics/<stage>.json`` and ``metrics/<stage>_per_user.parquet`` beside the checkpoint, with
+    ``_cold`` or ``_warm`` behind the stage where only these items are candidates.
 
     Args:
         ks: list lengths K.
@@ -77,10 +85,14 @@ class AllRankingEvaluator(L.Callback):
         item_tile: items scored at once; with `data.eval_batch_size` it bounds the memory.
         cold_user_max: users with at most this many train interactions form the group
             ``cold_users``.
+        candidates: "all" ranks the whole catalogue; "cold" ranks the items without a train
+            interaction among themselves, "warm" the others. Held-out items that are no
+            candidates do not count.
 
     Raises:
-        ConfigError: `ks` is empty, not positive or larger than the catalogue; `profile` is
-            unknown; `item_tile` is not positive.
+        ConfigError: `ks` is empty, not positive or larger than the number of candidates;
+            `profile` or `candidates` is unknown; `item_tile` is not positive; there are no
+            candidates, or none is held out.
     """
 
     def __init__(
@@ -89,6 +101,7 @@ class AllRankingEvaluator(L.Callback):
         profile: ProfileName = "standard",
         item_tile: int = 32_768,
         cold_user_max: int = 5,
+        candidates: Candidates = "all",
     ) -> None:
         if not ks or min(ks) < 1:
             raise ConfigError(f"`evaluation.ks` needs positive list lengths, got {ks!r}.")
@@ -98,8 +111,13 @@ class AllRankingEvaluator(L.Callback):
             )
         if item_tile < 1:
             raise ConfigError(f"`evaluation.item_tile` must be positive, got {item_tile}.")
+        if candidates not in CANDIDATES:
+            raise ConfigError(
+                f"`evaluation.candidates` must be one of {list(CANDIDATES)}, got {candidates!r}."
+            )
         self.ks, self.profile_name, self.profile = sorted(set(ks)), profile, PROFILES[profile]
         self.item_tile, self.cold_user_max = item_tile, cold_user_max
+        self.candidates = candidates
         self.results: dict[str, dict[str, Any]] = {}
         self.history: list[dict[str, float]] = []
         self.test_openings = 0
@@ -110,19 +128,19 @@ class AllRankingEvaluator(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check K against the catalogue before anything is trained."""
         self._fitting = stage == "fit"
-        self.check_catalogue(datamodule_dataset(trainer).n_items)
+        self.check_catalogue(datamodule_dataset(trainer), stage)
 
-    def check_catalogue(self, n_items: int) -> None:
-        """Refuse lists longer than the catalogue.
+    def check_catalogue(self, dataset: InteractionDataset, stage: str) -> None:
+        """Refuse lists longer than the candidates, and candidates of which none is held out.
+
+        Args:
+            dataset: the data set.
+            stage: Lightning's name of it, such as "fit".
 
         Raises:
-            ConfigError: a K is larger than `n_items`.
+            ConfigError: naming the setting.
         """
-        if max(self.ks) > n_items:
-            raise ConfigError(
-                f"`evaluation.ks` has K = {max(self.ks)} but the catalogue has {n_items} items; "
-                "give smaller list lengths, such as `--evaluation.ks [5,10]`."
-            )
+        check_candidates(dataset, self.candidates, max(self.ks), stage)
 
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Stage) -> None:
         dataset = datamodule_dataset(trainer)
@@ -133,11 +151,17 @@ class AllRankingEvaluator(L.Callback):
             self.seen = dataset.known_items()
         self.detailed = trainer.state.fn != TrainerFn.FITTING
         degree = np.diff(dataset.train.indptr)
-        popularity = np.bincount(dataset.train.indices, minlength=dataset.n_items)
+        popularity = train_popularity(dataset)
+        self.item_group = item_groups(popularity)
+        ranked, self.ranked = candidate_items(popularity, self.candidates), None
+        if ranked is not None:
+            # From here on the candidates are the catalogue, in the order of their ids.
+            self.relevant, self.seen = self.relevant[:, ranked], self.seen[:, ranked]
+            popularity, self.item_group = popularity[ranked], self.item_group[ranked]
+            self.ranked = torch.from_numpy(ranked).to(pl_module.device)
         # MPS has no float64; the sums are small enough for the CPU.
         on_mps = pl_module.device.type == "mps"
         self.device = torch.device("cpu") if on_mps else pl_module.device
-        self.item_group = item_groups(popularity)
         self.item_group_tensor = torch.from_numpy(self.item_group).to(self.device)
         self.cold_user = degree <= self.cold_user_max
         metrics: dict[str, Any] = {"all": RankingMetrics(self.ks, self.profile)}
@@ -162,7 +186,11 @@ class AllRankingEvaluator(L.Callback):
         """Reset the sums, and log that the test split is opened."""
         folder = run_directory(trainer) / "metrics"
         if trainer.is_global_zero:
-            note = {"profile": self.profile_name, "checkpoint": str(trainer.ckpt_path or "")}
+            note = {
+                "profile": self.profile_name,
+                "candidates": self.candidates,
+                "checkpoint": str(trainer.ckpt_path or ""),
+            }
             self.test_openings = log_test_opening(folder, note)
         self._start(trainer, pl_module, "test")
 
@@ -184,6 +212,7 @@ class AllRankingEvaluator(L.Callback):
 
     def _rank(self, user: Tensor, item: Tensor, users: NDArray[np.int64]) -> None:
         seen = sparse_rows(self.seen, users)
+        item = item if self.ranked is None else item[self.ranked]
         ids = top_k(user, item, max(self.ks), seen, self.item_tile)[0].to(self.device)
         row, column = sparse_rows(self.relevant, users)
         hits, relevant = self._hits(ids, row, column), self._per_row(row, len(users))
@@ -200,7 +229,7 @@ class AllRankingEvaluator(L.Callback):
 
     def _hits(self, ids: Tensor, row: NDArray[np.int64], column: NDArray[np.int64]) -> Tensor:
         """Look up which listed items are held out, ``[n, k]`` bool."""
-        n, n_items = len(ids), self.dataset.n_items
+        n, n_items = len(ids), int(self.relevant.shape[1])
         # Rows and their columns are sorted, hence the keys: membership is a binary search. The
         # last key is above all others, so each search ends on a key, also among none.
         keys = torch.from_numpy(np.append(row * n_items + column, n * n_items)).to(self.device)
@@ -265,6 +294,7 @@ class AllRankingEvaluator(L.Callback):
             "model": type(pl_module).__name__,
             "profile": self.profile_name,
             "ks": self.ks,
+            "candidates": self.candidates,
             "metrics": result,
             "users_without_held_out_items": int((np.diff(self.relevant.indptr) == 0).sum()),
             "exposure": detail.pop("exposure"),

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 OPENINGS = "test_openings.json"
 
 
+def record_name(stage: str, candidates: str = "all") -> str:
+    """Return how the files of an evaluation are called: ``val``, or ``val_cold``.
+
+    Args:
+        stage: "val" or "test".
+        candidates: see `AllRankingEvaluator`.
+    """
+    return stage if candidates == "all" else f"{stage}_{candidates}"
+
+
 def log_test_opening(folder: Path, note: Mapping[str, Any]) -> int:
     """Add a line to the run's log of test openings, before anything is ranked.
 
@@ -43,11 +53,11 @@ def write_record(
     per_user: NDArray[np.float64],
     user_ids: NDArray[np.str_],
 ) -> None:
-    """Write ``<stage>.json`` and ``<stage>_per_user.parquet``.
+    """Write ``<name>.json`` and ``<name>_per_user.parquet``, with the name of `record_name`.
 
     Args:
         folder: the run's ``metrics`` folder.
-        record: the results, with a ``stage``.
+        record: the results, with ``stage`` and ``candidates``.
         names: metric names.
         per_user: rows of user, number of relevant items, and one value a name.
         user_ids: original ids by dense id.
@@ -64,9 +74,10 @@ def write_record(
             **{name: per_user[:, 2 + i] for i, name in enumerate(names)},
         }
     )
-    frame.write_parquet(folder / f"{record['stage']}_per_user.parquet")
+    name = record_name(record["stage"], record["candidates"])
+    frame.write_parquet(folder / f"{name}_per_user.parquet")
     text = json.dumps(_without_nan(record), indent=1, ensure_ascii=False, allow_nan=False)
-    _replace(folder / f"{record['stage']}.json", text)
+    _replace(folder / f"{name}.json", text)
 
 
 def _replace(path: Path, text: str) -> None:

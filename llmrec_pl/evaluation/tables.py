@@ -34,7 +34,7 @@ def metrics_table(record: Mapping[str, Any], title: str) -> Table:
     caption = (
         f"{metrics['users']:,} users evaluated, "
         f"{record['users_without_held_out_items']:,} without held-out items; "
-        f"all items ranked, profile {record['profile']}"
+        f"{record['candidates']} items ranked, profile {record['profile']}"
     )
     names = record.get("features") or []
     caption += f"; features at hand: {escape(', '.join(names) or 'none')}"

@@ -31,6 +31,7 @@ def record():
         "stage": "val",
         "profile": "standard",
         "ks": [10, 20],
+        "candidates": "all",
         "metrics": metrics | counts,
         "users_without_held_out_items": 11_342,
         "exposure": exposure,
