@@ -25,6 +25,7 @@ from llmrec_pl.checkpoints import (
 from llmrec_pl.configs import load_yaml
 from llmrec_pl.cost import RunCost
 from llmrec_pl.data.datamodule import RecDataModule
+from llmrec_pl.data.shares import batch_share
 from llmrec_pl.errors import ConfigError, LLMRecError
 from llmrec_pl.evaluation.callback import AllRankingEvaluator, run_directory
 from llmrec_pl.evaluation.metrics import metric_names
@@ -45,6 +46,7 @@ TRAINER_DEFAULTS = {
 }
 SPECIAL_CHECKPOINTS = ("best", "last", "registry")
 """Words that Lightning resolves only in the process that trained."""
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 # Tables need some width where the output goes to a file.
 console = Console(width=None if Console().is_terminal else 120)
 
@@ -145,8 +147,8 @@ class RecommenderCLI(LightningCLI):
         trainer = self.trainer
         lines = {
             "model": type(self.model).__name__,
-            **self.datamodule.summary(trainer.world_size),
-            "runs on": f"{trainer.num_devices} x {trainer.strategy.root_device.type}, "
+            **self.datamodule.summary(batch_share(trainer).size),
+            "runs on": f"{trainer.world_size} x {trainer.strategy.root_device.type}, "
             f"precision {trainer.precision}",
             "run folder": trainer.log_dir,
         }
@@ -296,7 +298,8 @@ def _as_list(value: Any) -> list[Any]:  # noqa: ANN401
 
 def _claim_version(folder: Path) -> str:
     """Make the next free ``version_<n>`` folder; two runs at once get two."""
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+    # Asked before the trainer exists: which of these is set depends on who started the process.
+    if any(int(os.environ.get(name, "0")) > 0 for name in RANKS):
         return "unused"  # the first rank's folder is broadcast
     taken = (int(p.name[8:]) for p in folder.glob("version_*") if p.name[8:].isdigit())
     number = max(taken, default=-1) + 1
@@ -321,5 +324,7 @@ def _quieten() -> None:
         ".*LightningCLI's args parameter.*",
         ".*The number of training batches.*",
         ".*Experiment logs directory.*",
+        # Sums over all processes; Lightning's own reduction would average averages.
+        ".*It is recommended to use `self.log\\('(val|test)/.*",
     ):
         warnings.filterwarnings("ignore", pattern)

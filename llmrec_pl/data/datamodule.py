@@ -19,6 +19,7 @@ from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.data.features import Feature, FeatureStore
 from llmrec_pl.data.llm_modalities import as_item_modalities
 from llmrec_pl.data.provenance import check_same_data, data_record
+from llmrec_pl.data.shares import batch_share
 from llmrec_pl.data.triplets import Sampling, TripletSampler, batches_an_epoch
 from llmrec_pl.errors import CheckpointMismatchError, ConfigError, DatasetError
 
@@ -260,9 +261,8 @@ class RecDataModule(L.LightningDataModule):
         """Return the loader of keyed triplet batches."""
         if self.trainer is None:
             raise ConfigError("`train_dataloader` needs a trainer; use `make_sampler` without one.")
-        dataset = _TripletDataset(
-            self.make_sampler(self.trainer.world_size), self.trainer.global_rank
-        )
+        share = batch_share(self.trainer)
+        dataset = _TripletDataset(self.make_sampler(share.size), share.rank)
         return _StatelessLoader(
             dataset,
             batch_size=None,
@@ -290,12 +290,10 @@ class RecDataModule(L.LightningDataModule):
                 "is nothing to evaluate; run `prepare` with a split that holds some out."
             )
         dataset = _UserDataset(users.astype(np.int64))
-        world_size = 1 if self.trainer is None else self.trainer.world_size
-        rank = 0 if self.trainer is None else self.trainer.global_rank
         return DataLoader(
             dataset,
             batch_size=self.eval_batch_size,
-            sampler=UserSampler(dataset, world_size, rank),
+            sampler=UserSampler(dataset, *batch_share(self.trainer)),
             collate_fn=_collate_users,
         )
 
@@ -356,11 +354,11 @@ class RecDataModule(L.LightningDataModule):
             "`data.llm_parts`": sorted(self.llm_parts),
             "`data.llm_features_as_modalities`": self.llm_features_as_modalities,
             "`seed_everything`": self.seed,
-            "number of processes": trainer.world_size,
+            "number of processes": batch_share(trainer).size,
             "`trainer.limit_train_batches`": trainer.limit_train_batches,
             "`trainer.accumulate_grad_batches`": trainer.accumulate_grad_batches,
             "batches an epoch": batches_an_epoch(
-                self.dataset.train.nnz, self.batch_size, trainer.world_size
+                self.dataset.train.nnz, self.batch_size, batch_share(trainer).size
             ),
         }
 

@@ -103,8 +103,9 @@ class PredictionWriter(L.Callback):
         gathered = [_gather(self._lists), _gather(self._pools)]
         # Asked on every process: the logger's folder is broadcast from the first.
         folder = Path(self.out) if self.out else run_directory(trainer) / "predictions"
+        fingerprint = pl_module.fingerprint()  # type: ignore[operator]
         if trainer.is_global_zero:
-            self._write(folder, gathered[0], gathered[1], trainer, pl_module)
+            self._write(folder, gathered[0], gathered[1], trainer, pl_module, fingerprint)
         # No process may leave while the first still writes: it would tear the group down.
         trainer.strategy.barrier()
         self.folder = folder
@@ -116,6 +117,7 @@ class PredictionWriter(L.Callback):
         pools: list[Lists],
         trainer: L.Trainer,
         pl_module: L.LightningModule,
+        fingerprint: str,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         lists = self._frame(rows)
@@ -125,7 +127,7 @@ class PredictionWriter(L.Callback):
             self._frame(pools).write_parquet(folder / "candidates.parquet")
         record = {
             "model": type(pl_module).__name__,
-            "model_fingerprint": pl_module.fingerprint(),  # type: ignore[operator]
+            "model_fingerprint": fingerprint,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "dataset": self.dataset.name,
             "dataset_fingerprint": self.dataset.fingerprint,

@@ -25,7 +25,9 @@ from llmrec_pl.checkpoints import CHECKPOINT_KEY, read_checkpoint
 from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.data.features import FeatureStore
 from llmrec_pl.data.provenance import check_same_data
+from llmrec_pl.data.shares import batch_share
 from llmrec_pl.errors import CheckpointMismatchError, ConfigError
+from llmrec_pl.sharding import clip_by_norm, full, shard_tables
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 SchedulerCallable = Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -59,6 +61,10 @@ class Recommender(L.LightningModule):
 
     user_embedding: nn.Embedding
     item_embedding: nn.Embedding
+    expected_batch_size: int = 1024
+    """Observed triplets a step: a hint to `build` for what is faster, never for a result."""
+    row_wise = False
+    """Whether `encode_rows` reads no rows but those asked for, which sharded tables profit from."""
 
     def __init__(
         self,
@@ -163,7 +169,10 @@ class Recommender(L.LightningModule):
             raise ConfigError(
                 "the trainer has no data module; pass `datamodule=RecDataModule(...)` to `fit`."
             )
+        self.expected_batch_size = data.batch_size
         self.build_seeded(data.dataset, data.features, data.seed)
+        if self.device_mesh is not None:
+            shard_tables(self, self.device_mesh["tensor_parallel"])
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union of types)
         """Return the optimizer, and the scheduler where one is configured."""
@@ -176,7 +185,8 @@ class Recommender(L.LightningModule):
         """Seed dropout and masks from (seed, epoch, step, rank); refresh at step 0."""
         epoch, step = self._position()
         seed = self.trainer.datamodule.seed  # type: ignore[attr-defined]
-        key = np.random.SeedSequence([seed, _DROPOUT_STREAM, epoch, step, self.global_rank])
+        rank = batch_share(self.trainer).rank
+        key = np.random.SeedSequence([seed, _DROPOUT_STREAM, epoch, step, rank])
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
         if step == 0:
             self.refresh()
@@ -197,7 +207,8 @@ class Recommender(L.LightningModule):
         total = torch.stack([term.float() for term in terms.values()]).sum()
         logged = {f"train/{name}": term.detach() for name, term in terms.items()}
         logged["train/loss"] = total.detach()
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch["user"]))
+        options = {"on_step": False, "on_epoch": True, "sync_dist": self.trainer.world_size > 1}
+        self.log_dict(logged, batch_size=len(batch["user"]), **options)
         if not self.automatic_optimization:
             self._step_each_optimizer(total)
         return total
@@ -221,6 +232,18 @@ class Recommender(L.LightningModule):
             for scheduler in _as_list(self.lr_schedulers()):
                 scheduler.step()
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, by one norm also where some parameters are sharded."""
+        if self.device_mesh is None or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip_by_norm(self.parameters(), gradient_clip_val)
+
     def ranking_rows(self, users: Tensor) -> Representations:
         """Return vectors of some users ``[n]`` and of all items, in float32, to rank by.
 
@@ -228,14 +251,24 @@ class Recommender(L.LightningModule):
         ends. A model whose vectors are too long for that may override it with any vectors of the
         same inner products.
         """
-        if self._evaluated is None:
-            # Half precision leaves few distinct scores among thousands of items.
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                self._evaluated = Representations(*(x.detach().float() for x in self.encode()))
+        by_row = self.row_wise and self.device_mesh is not None
+        # Half precision leaves few distinct scores among thousands of items.
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            if self._evaluated is None:
+                every = torch.arange(by_row * self.item_embedding.num_embeddings).to(users)
+                vectors = self.encode_rows(every[:0], every) if by_row else self.encode()
+                self._evaluated = Representations(*(x.detach().float() for x in vectors))
+            if by_row:  # the user table need not fit into one process
+                user = self.encode_rows(users, users[:0]).user.float()
+                return Representations(user, self._evaluated.item)
         return Representations(self._evaluated.user[users], self._evaluated.item)
 
     def _evaluation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Representations:
-        return self.ranking_rows(batch["user"])
+        rows = self.ranking_rows(batch.get("group_user", batch["user"]))
+        if "group_user" not in batch:
+            return rows
+        own = torch.isin(batch["group_user"], batch["user"])
+        return Representations(rows.user[own], rows.item)
 
     validation_step = _evaluation_step  # type: ignore[assignment]
     test_step = _evaluation_step  # type: ignore[assignment]
@@ -352,11 +385,11 @@ class Recommender(L.LightningModule):
             held[key].copy_(tensor)
 
     def fingerprint(self) -> str:
-        """Return the sha256 of all parameters and persistent buffers."""
+        """Return the sha256 of all parameters and persistent buffers; ask on every process."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(full(tensor.detach()).cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 

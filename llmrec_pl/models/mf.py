@@ -18,6 +18,8 @@ class MF(ObjectiveRecommender):
     may be another than BPR.
     """
 
+    row_wise = True
+
     def build(self, dataset: InteractionDataset, features: FeatureStore) -> None:
         """Create the two embedding tables."""
         self.make_embeddings(dataset)

@@ -53,6 +53,7 @@ class VBPR(Recommender):
         ConfigError: a width is not positive, or the items have no modality.
     """
 
+    row_wise = True
     tables: ByFeature
     projection: ByFeature
     feature_bias: ByFeature
