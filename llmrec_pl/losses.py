@@ -179,17 +179,17 @@ def inverted_l2_loss(batch_size: int, *rows: Tensor) -> Tensor:
     return torch.stack([1.0 / (2 * _squared_norm(r) + 1e-8) for r in rows]).sum() / batch_size
 
 
-def feature_l2_loss(n_items: int, *features: Tensor) -> Tensor:
-    """Return half the squared norm of whole propagated feature matrices per item.
+def feature_l2_loss(n_items: int, *squared_norms: Tensor) -> Tensor:
+    """Return half the squared norms of whole propagated feature matrices per item.
 
     Source: the released LLMRec code (`feat_reg`); the paper does not mention it.
     Deviations: none.
 
     Args:
         n_items: number of items, the divisor.
-        features: matrices ``[n, d]``.
+        squared_norms: scalars, one a matrix.
     """
-    return _squared_norm(*features) / (2 * n_items)
+    return torch.stack(squared_norms).sum() / (2 * n_items)
 
 
 def restoration_loss(restored: Tensor, target: Tensor, gamma: float) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Side = Literal["user", "item"]
 Group = Literal["modality", "profile", "attribute"]
 FEATURES = "features"
-_BLOCK_ROWS = 65_536
+_BLOCK_ROWS = 8_192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +179,16 @@ def _open(root: Path, name: str, entry: Mapping[str, Any], *, verify: bool) -> F
     return Feature(name, entry["side"], entry["group"], values, index, identity, info)
 
 
+def release(values: NDArray[Any]) -> None:
+    """Let go of the pages of a memory-mapped array that were read; they are read again if needed.
+
+    Else every file that was looked through counts as memory in use. Does nothing for others.
+    """
+    mapped = getattr(values, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def check_feature(feature: Feature, n_rows: int, where: object) -> None:
     """Validate shape, index range and finiteness of a feature.
 
@@ -210,6 +221,7 @@ def check_feature(feature: Feature, n_rows: int, where: object) -> None:
         )
     for start in range(0, len(feature.values), _BLOCK_ROWS):
         finite = np.isfinite(feature.values[start : start + _BLOCK_ROWS]).all(axis=1)
+        release(feature.values)
         if not finite.all():
             row = start + int(np.argmin(finite))
             raise DatasetError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, ItemsView, Iterator, KeysView
 from typing import Literal
 
@@ -161,18 +160,3 @@ class MaskedRows(nn.Module):
         """Return the rows ``[n, dim]`` with those of `nodes` ``[m]`` replaced."""
         token = rows.mean(dim=0) if self.token is None else self.token.to(rows.dtype)
         return rows.index_put((nodes,), token.expand(len(nodes), -1))
-
-
-@dataclasses.dataclass
-class Propagated:
-    """A feature after collaborative context injection.
-
-    Attributes:
-        user: ``[n_users, d]``.
-        item: ``[n_items, d]``.
-        target: rows of the side the feature belongs to before masking, ``[n, d or dim]``.
-    """
-
-    user: Tensor
-    item: Tensor
-    target: Tensor

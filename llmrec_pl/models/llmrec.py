@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from llmrec_pl import losses
@@ -16,21 +17,30 @@ from llmrec_pl.errors import ConfigError
 from llmrec_pl.graph import BipartiteGraph, Norm
 from llmrec_pl.losses import PruneKeep
 from llmrec_pl.models.base import OptimizerCallable, Recommender, Representations, SchedulerCallable
-from llmrec_pl.models.layers import (
-    ByFeature,
-    FeatureTable,
-    MaskedRows,
-    MaskToken,
+from llmrec_pl.models.feature_paths import (
+    Asked,
+    FeaturePath,
+    MaskSpace,
     Propagated,
-    draw_mask,
+    choose_path,
 )
+from llmrec_pl.models.frozen import Storage
+from llmrec_pl.models.layers import ByFeature, MaskedRows, MaskToken, draw_mask
 
-MaskSpace = Literal["projected", "raw", "none"]
+Propagation = Literal["auto", "plain"]
 Regulariser = Literal["l2", "inverted"]
 MASKED_GROUPS: tuple[Group, ...] = ("profile", "attribute")
 """The LLM's features F_A; modalities are never masked."""
 SHARED = "attribute"
 """Name of the projection that all attributes share."""
+
+
+class Triplets(NamedTuple):
+    """Where a batch's users and items stand among the rows of a step, each ``[n]``."""
+
+    user: Tensor
+    pos_item: Tensor
+    neg_item: Tensor
 
 
 class LLMRec(Recommender):
@@ -84,6 +94,10 @@ class LLMRec(Recommender):
         restoration_gamma: gamma of Eq. (9).
         l2_weight: w2.
         regulariser: which L2 term.
+        propagation: "auto" projects as few rows a step as it can, with the same result; "plain"
+            projects and propagates every row in every step. See `llmrec_pl.models.feature_paths`.
+        feature_storage: type in which frozen features are kept; "float16" halves the memory and
+            rounds them. Without effect where the plain way is taken.
         optimizer: see `Recommender`.
         lr_scheduler: see `Recommender`.
 
@@ -92,11 +106,10 @@ class LLMRec(Recommender):
     """
 
     graph: BipartiteGraph
-    tables: ByFeature
+    paths: ByFeature
     projection: ByFeature
     mask: ByFeature
     decoder: ByFeature
-    dropout: nn.Dropout
 
     def __init__(
         self,
@@ -123,6 +136,8 @@ class LLMRec(Recommender):
         restoration_gamma: float = 2.0,
         l2_weight: float = 1e-5,
         regulariser: Regulariser = "l2",
+        propagation: Propagation = "auto",
+        feature_storage: Storage = "float32",
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: SchedulerCallable | None = None,
     ) -> None:
@@ -138,6 +153,7 @@ class LLMRec(Recommender):
         self.mask_rate, self.mask_token = mask_rate, mask_token
         self.mask_space: MaskSpace = mask_space if mask_rate > 0 else "none"
         self.restoration_weight, self.restoration_gamma = restoration_weight, restoration_gamma
+        self.propagation, self.feature_storage = propagation, feature_storage
 
     @staticmethod
     def _check(values: Mapping[str, object]) -> None:
@@ -164,18 +180,28 @@ class LLMRec(Recommender):
         )
         has_attributes = bool(features.group("attribute"))
         used = [f for f in features.values() if self._is_used(f, has_attributes)]
-        self.side = {f.name: f.side for f in used}
         self.groups: dict[Group, list[str]] = {
             group: [f.name for f in used if f.group == group] for group in get_args(Group)
         }
-        self.tables = ByFeature({f.name: FeatureTable(f) for f in used})
         self.projection_of = {f.name: self._projection_name(f) for f in used}
-        self.dropout = nn.Dropout(self.dropout_rate)
         self.projection = ByFeature()
         self.mask = ByFeature()
         self.decoder = ByFeature()
         for feature in used:
             self._add_projection(feature)
+        self.paths = ByFeature({f.name: self._path(f) for f in used})
+        _say_which(self.paths)
+
+    def _path(self, feature: Feature) -> FeaturePath:
+        return choose_path(
+            feature,
+            self.graph,
+            rows_a_step=3 * self.expected_batch_size,
+            mask_rate=self.mask_rate if self.projection_of[feature.name] in self.mask else 0.0,
+            dropout=self.dropout_rate,
+            storage=self.feature_storage,
+            plain=self.propagation == "plain",
+        )
 
     def _is_used(self, feature: Feature, has_attributes: bool) -> bool:
         # What nothing reads is not built: unused parameters abort distributed training.
@@ -214,51 +240,41 @@ class LLMRec(Recommender):
 
     def encode(self) -> Representations:
         """Return h of all users and items, without masks."""
-        return self._incorporate(self._encode_ids(), self._encode_features({}))
+        return self._incorporate(self._encode_ids(Asked()), self._encode_features(Asked()))
 
-    def _encode_ids(self) -> Representations:
+    def encode_rows(self, users: Tensor, items: Tensor) -> Representations:
+        """Return h of some users and items, without masks."""
+        asked = Asked(users, items)
+        return self._incorporate(self._encode_ids(asked), self._encode_features(asked))
+
+    def _encode_ids(self, asked: Asked) -> Representations:
         user, item = self.user_embedding.weight, self.item_embedding.weight
         users, items = [user], [item]
         for layer in range(self.n_layers):
-            softmax = self.final_softmax and layer == self.n_layers - 1
+            last = layer == self.n_layers - 1
             user = self.graph.to_user(item)
-            user = user.softmax(dim=-1) if softmax else user
-            item = self.graph.to_item(user)
-            item = item.softmax(dim=-1) if softmax else item
+            user = user.softmax(dim=-1) if last and self.final_softmax else user
+            if last and asked.item is not None:
+                item = self.graph.to_item.rows(user, asked.item)
+            else:
+                item = self.graph.to_item(user)
+            item = item.softmax(dim=-1) if last and self.final_softmax else item
             users.append(user)
             items.append(item)
+        if asked.user is not None:
+            users = [x[asked.user] for x in users]
+        if asked.item is not None:
+            items = [*(x[asked.item] for x in items[:-1]), items[-1]]
         return Representations(torch.stack(users).mean(dim=0), torch.stack(items).mean(dim=0))
 
-    def _encode_features(self, masked: Mapping[str, Tensor]) -> dict[str, Propagated]:
-        """Project and propagate every feature; `masked` gives the masked nodes of each side."""
+    def _encode_features(self, asked: Asked) -> dict[str, Propagated]:
+        """Project and propagate every feature."""
         encoded = {}
-        for name in self.tables:
-            rows, target = self._project(name, masked.get(self.side[name]))
-            if self.side[name] == "item":
-                user = self.graph.to_user(rows)
-                item = self.graph.to_item(user)
-            else:
-                item = self.graph.to_item(rows)
-                user = self.graph.to_user(item)
-            encoded[name] = Propagated(user, item, target)
+        for name, path in self.paths.items():
+            key = self.projection_of[name]
+            token = self.mask[key] if key in self.mask else None  # noqa: SIM401 (no `get`)
+            encoded[name] = path(self.projection[key], asked, token, self.mask_space)
         return encoded
-
-    def _table(self, name: str) -> FeatureTable:
-        return cast("FeatureTable", self.tables[name])
-
-    def _project(self, name: str, nodes: Tensor | None) -> tuple[Tensor, Tensor]:
-        table, key = self._table(name), self.projection_of[name]
-        project = self.projection[key]
-        if nodes is None or key not in self.mask:
-            rows = self.dropout(table.expand(project(table.values)))
-            return rows, rows
-        if self.mask_space == "raw":
-            raw = table.dense()
-            visible = table.visible(nodes)
-            rows = project(self.mask[key](raw, nodes))
-            return self.dropout(rows if visible is None else rows * visible), raw
-        rows = self.dropout(table.expand(project(table.values)))
-        return self.mask[key](rows, nodes), rows
 
     def _incorporate(
         self, ids: Representations, features: Mapping[str, Propagated]
@@ -275,38 +291,40 @@ class LLMRec(Recommender):
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weighted terms of the whole objective; see the class docstring."""
-        masked = self._draw_masks()
-        features = self._encode_features(masked)
-        h = self._incorporate(self._encode_ids(), features)
-        terms = {"bpr": self._bpr(h.user, h.item, batch)}
+        asked, triplets = self._ask(batch)
+        features = self._encode_features(asked)
+        h = self._incorporate(self._encode_ids(asked), features)
+        terms = {"bpr": self._bpr(h.user, h.item, triplets)}
         for name in self.groups["modality"] if self.modality_bpr_weight else ():
-            bpr = self._bpr(features[name].user, features[name].item, batch)
+            bpr = self._bpr(features[name].user, features[name].item, triplets)
             terms[f"bpr_{name}"] = self.modality_bpr_weight * bpr
         for name in self.groups["attribute"] if self.attribute_bpr_weight else ():
             profiles = [features[p].user for p in self.groups["profile"]]
             user = torch.stack(profiles).sum(dim=0) if profiles else features[name].user
-            bpr = self._bpr(user, features[name].item, batch)
+            bpr = self._bpr(user, features[name].item, triplets)
             terms[f"bpr_{name}"] = self.attribute_bpr_weight * bpr
         if self.feature_l2_weight and self.groups["modality"]:
-            propagated = [
-                x for n in self.groups["modality"] for x in (features[n].user, features[n].item)
-            ]
-            feature_l2 = losses.feature_l2_loss(self.item_embedding.num_embeddings, *propagated)
+            squares = [features[name].squared_norm() for name in self.groups["modality"]]
+            feature_l2 = losses.feature_l2_loss(self.item_embedding.num_embeddings, *squares)
             terms["feature_l2"] = self.feature_l2_weight * feature_l2
         if self.decoder:
-            terms["restoration"] = self.restoration_weight * self._restoration(features, masked)
+            terms["restoration"] = self.restoration_weight * self._restoration(features)
         if self.l2_weight:
-            terms["l2"] = self.l2_weight * self._regularise(h, batch)
+            terms["l2"] = self.l2_weight * self._regularise(h, batch, triplets)
         return terms
 
-    def _bpr(self, user: Tensor, item: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        return losses.pruned_bpr_loss(
-            user[batch["user"]],
-            item[batch["pos_item"]],
-            item[batch["neg_item"]],
-            self.prune_rate,
-            self.prune_keep,
-        )
+    def _ask(self, batch: Mapping[str, Tensor]) -> tuple[Asked, Triplets]:
+        """Return the distinct rows of a batch with the masks of this step, and who is where."""
+        n = len(batch["user"])
+        user, user_place = torch.unique(batch["user"], return_inverse=True)
+        items = torch.cat([batch["pos_item"], batch["neg_item"]])
+        item, item_place = torch.unique(items, return_inverse=True)
+        triplets = Triplets(user_place, item_place[:n], item_place[n:])
+        return Asked(user, item, self._draw_masks()), triplets
+
+    def _bpr(self, user: Tensor, item: Tensor, triplets: Triplets) -> Tensor:
+        u, i, j = triplets
+        return losses.pruned_bpr_loss(user[u], item[i], item[j], self.prune_rate, self.prune_keep)
 
     def _draw_masks(self) -> dict[str, Tensor]:
         if not (self.training and self.mask):
@@ -317,24 +335,37 @@ class LLMRec(Recommender):
         }
         return {side: draw_mask(n, self.mask_rate, self.device) for side, n in sizes.items()}
 
-    def _restoration(
-        self, features: Mapping[str, Propagated], masked: Mapping[str, Tensor]
-    ) -> Tensor:
+    def _restoration(self, features: Mapping[str, Propagated]) -> Tensor:
         terms = []
         for name, feature in features.items():
             key = self.projection_of[name]
             if key not in self.decoder:
                 continue
-            side = self.side[name]
-            nodes = self._table(name).known(masked.get(side, feature.user.new_empty(0).long()))
-            restored = self.decoder[key](getattr(feature, side)[nodes])
-            target = feature.target[nodes].detach()
+            if feature.at_masked is None or feature.target is None:
+                # Nothing is masked in eval mode; the decoder still takes part.
+                nothing = self.item_embedding.weight[:0]
+                terms.append(self.decoder[key](nothing).sum())
+                continue
+            restored = self.decoder[key](feature.at_masked)
+            target = feature.target.detach()
             terms.append(losses.restoration_loss(restored, target, self.restoration_gamma))
         return torch.stack(terms).sum()
 
-    def _regularise(self, h: Representations, batch: Mapping[str, Tensor]) -> Tensor:
+    def _regularise(
+        self, h: Representations, batch: Mapping[str, Tensor], triplets: Triplets
+    ) -> Tensor:
         if self.regulariser == "l2":
             return losses.l2_loss(*self.ego_rows(batch))
-        rows = h.user[batch["user"]], h.item[batch["pos_item"]], h.item[batch["neg_item"]]
+        u, i, j = triplets
         n_observed = int((batch["source"] == 0).sum())
-        return losses.inverted_l2_loss(n_observed, *rows)
+        return losses.inverted_l2_loss(n_observed, h.user[u], h.item[i], h.item[j])
+
+
+def _say_which(paths: ByFeature) -> None:
+    """Log which way each feature takes."""
+    ways: dict[str, list[str]] = {}
+    for name, path in paths.items():
+        ways.setdefault(type(path).__name__, []).append(name)
+    if ways:
+        text = "; ".join(f"{way} for {', '.join(names)}" for way, names in ways.items())
+        rank_zero_info(f"feature propagation: {text}")

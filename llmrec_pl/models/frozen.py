@@ -1,0 +1,168 @@
+"""Frozen feature rows that meet a trained projection, a few rows a step.
+
+Only the projection has a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from llmrec_pl.graph import SparseOperator
+
+Storage = Literal["float32", "float16"]
+_TILE_ROWS = 256
+
+
+class Source(nn.Module):
+    """Frozen rows, stored or computed.
+
+    Attributes:
+        n_rows: how many there are.
+        dim: their width.
+    """
+
+    n_rows: int
+    dim: int
+
+    def project(self, projection: nn.Linear, index: Tensor | None = None) -> Tensor:
+        """Return some rows after projection, each with its share of the bias, ``[m, d]``.
+
+        Args:
+            projection: from ``dim`` to d.
+            index: int64 ``[m]``; None for all rows.
+        """
+        if index is None:
+            index = torch.arange(self.n_rows, device=projection.weight.device)
+        rows, share = self._product(projection.weight, index), self._bias_share(index)
+        bias = projection.bias if share is None else torch.outer(share, projection.bias)
+        return rows + bias.to(rows.dtype)
+
+    def _product(self, weight: Tensor, index: Tensor) -> Tensor:
+        """Return some rows times ``weight.T``, ``[m, d]``."""
+        raise NotImplementedError
+
+    def _bias_share(self, index: Tensor) -> Tensor | None:
+        """Return how much of the bias each of some rows carries, ``[m]``; None for all of it."""
+        raise NotImplementedError
+
+
+class _ReadAndProject(torch.autograd.Function):
+    """``rows[index] @ weight.T`` tile by tile; the backward pass reads the rows again.
+
+    On the CPU a tile is read into memory that is used again and again: to write the rows to new
+    memory takes as long as the product does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rows: Tensor, index: Tensor) -> Tensor:  # noqa: ANN401
+        device = weight.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
+        ctx.rows, ctx.index, ctx.dtype, ctx.weight_dtype = rows, index, dtype, weight.dtype
+        with torch.autocast(device, enabled=False):
+            turned = weight.to(dtype).T
+            product = turned.new_empty(len(index), len(weight))
+            for part, tile in _tiles(rows, index, dtype):
+                torch.mm(tile, turned, out=product[part])
+        return product
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        shape = gradient.shape[1], ctx.rows.shape[1]
+        total = gradient.new_zeros(shape, dtype=ctx.weight_dtype)
+        with torch.autocast(gradient.device.type, enabled=False):
+            turned = gradient.to(ctx.dtype).T
+            for part, tile in _tiles(ctx.rows, ctx.index, ctx.dtype):
+                if total.dtype == ctx.dtype:
+                    total.addmm_(turned[:, part], tile)
+                else:
+                    total += turned[:, part] @ tile
+        return total, None, None
+
+
+def _tiles(rows: Tensor, index: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Yield parts of the index with their rows, which are overwritten by the next part."""
+    # A GPU wants one large product, a core one that stays in its cache.
+    size = _TILE_ROWS if index.device.type == "cpu" else max(len(index), 1)
+    shape = min(size, len(index)), rows.shape[1]
+    tile = torch.empty(shape, dtype=dtype, device=rows.device)
+    stored = tile if rows.dtype == dtype else torch.empty_like(tile, dtype=rows.dtype)
+    for start in range(0, len(index), size):
+        part = slice(start, min(start + size, len(index)))
+        n = part.stop - start
+        torch.index_select(rows, 0, index[part], out=stored[:n])
+        if stored is not tile:
+            tile[:n].copy_(stored[:n])
+        yield part, tile[:n]
+
+
+class FrozenRows(Source):
+    """A stored matrix.
+
+    Buffers are not persistent: a checkpoint holds no features, which come from the data set.
+
+    Args:
+        values: float32 ``[n, dim]``; float32 storage shares its memory.
+        storage: the type in which they are kept; "float16" rounds them to 11 bits.
+        share: how much of the bias each row carries, ``[n]``; None for all of it.
+    """
+
+    values: Tensor
+    share: Tensor | None
+
+    def __init__(
+        self,
+        values: NDArray[np.float32],
+        storage: Storage = "float32",
+        share: NDArray[np.float32] | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_rows, self.dim = values.shape
+        kept = torch.from_numpy(values).to(getattr(torch, storage))
+        self.register_buffer("values", kept, persistent=False)
+        self.register_buffer(
+            "share", None if share is None else torch.from_numpy(share), persistent=False
+        )
+
+    def _product(self, weight: Tensor, index: Tensor) -> Tensor:
+        product: Tensor = _ReadAndProject.apply(weight, self.values, index)  # type: ignore[no-untyped-call]
+        return product
+
+    def _bias_share(self, index: Tensor) -> Tensor | None:
+        return None if self.share is None else self.share[index]
+
+
+class MixedRows(Source):
+    """Rows of ``A F``, summed from F as they are read.
+
+    Args:
+        rows: F, ``[n_in, dim]``.
+        operator: A, ``[n_out, n_in]``.
+    """
+
+    share: Tensor
+
+    def __init__(self, rows: FrozenRows, operator: SparseOperator) -> None:
+        super().__init__()
+        self.rows, self.operator = rows, operator
+        self.n_rows, self.dim = operator.shape[0], rows.dim
+        share = operator(torch.ones(operator.shape[1], 1)).squeeze(1)
+        self.register_buffer("share", share, persistent=False)
+
+    def _product(self, weight: Tensor, index: Tensor) -> Tensor:
+        # Kept for the backward pass: to sum them again would cost more than their memory.
+        rows = self.operator.entries(index).gather(self.rows.values)
+        return F.linear(rows, weight)
+
+    def _bias_share(self, index: Tensor) -> Tensor:
+        return self.share[index]
