@@ -34,6 +34,8 @@ MaskSpace = Literal["projected", "raw", "none"]
 Projector = Callable[[Tensor | None], Tensor]
 """Gives some distinct rows after projection, or all of them, in float32 or wider."""
 _BLOCK_ROWS = 4096
+_LONG_ROW = 8
+"""Entries of a row of A above which it is stored: to sum it in every step would cost too much."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +195,8 @@ class _FrozenPath(FeaturePath):
         own, other = self._propagate(projection, project, wanted, other_rows, correction)
         if own_rows is None:
             return self._result(own, other, squared_norm, own[known], target)
-        n = len(own_rows)
-        return self._result(own[:n], other, squared_norm, own[n:], target)
+        own, at_masked = own.split([len(own_rows), len(known)])
+        return self._result(own, other, squared_norm, at_masked, target)
 
     def _result(
         self,
@@ -290,8 +292,8 @@ class DistinctPath(_FrozenPath):
 class PropagatedPath(_FrozenPath):
     """Project only those propagated rows that a step reads.
 
-    Keeps ``B A F``, and ``A F`` where no mask needs F itself; else rows of ``A F`` are summed
-    from F as they are read, which spares their memory.
+    Keeps ``B A F``, and ``A F`` too, unless masks need F itself and rows of ``A`` are short: then
+    those of ``A F`` are summed from F as they are read, which spares their memory.
 
     Args:
         feature: the frozen matrix.
@@ -314,7 +316,7 @@ class PropagatedPath(_FrozenPath):
         self.rows = FrozenRows(values, storage) if masked else None
         self.other_rows = (
             FrozenRows(other, storage, other_share)
-            if self.rows is None
+            if self.rows is None or _entries_a_read(first) > _LONG_ROW
             else MixedRows(self.rows, self.spread)
         )
         self.own_rows = FrozenRows(own, storage, own_share)
@@ -418,6 +420,12 @@ def _selection(index: NDArray[np.int64], n_distinct: int) -> sp.csr_array:
     known = np.flatnonzero(index >= 0)
     ones = np.ones(len(known), dtype=np.float32)
     return sp.csr_array((ones, (known, index[known])), shape=(len(index), n_distinct))
+
+
+def _entries_a_read(matrix: sp.csr_array) -> float:
+    """Return how many entries a row has, on average over the entries: rows are read by edges."""
+    count = np.diff(matrix.indptr).astype(np.float64)
+    return float((count**2).sum() / max(count.sum(), 1.0))
 
 
 def _gram(rows: NDArray[np.float32], share: NDArray[np.float32]) -> Tensor:
