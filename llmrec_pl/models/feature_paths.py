@@ -195,7 +195,7 @@ class _FrozenPath(FeaturePath):
         own, other = self._propagate(projection, project, wanted, other_rows, correction)
         if own_rows is None:
             return self._result(own, other, squared_norm, own[known], target)
-        own, at_masked = own.split([len(own_rows), len(known)])
+        own, at_masked = torch.split(own, [len(own_rows), len(known)])
         return self._result(own, other, squared_norm, at_masked, target)
 
     def _result(
