@@ -207,8 +207,8 @@ class Recommender(L.LightningModule):
         total = torch.stack([term.float() for term in terms.values()]).sum()
         logged = {f"train/{name}": term.detach() for name, term in terms.items()}
         logged["train/loss"] = total.detach()
-        options = {"on_step": False, "on_epoch": True, "sync_dist": self.trainer.world_size > 1}
-        self.log_dict(logged, batch_size=len(batch["user"]), **options)
+        several, n = self.trainer.world_size > 1, len(batch["user"])
+        self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=several, batch_size=n)
         if not self.automatic_optimization:
             self._step_each_optimizer(total)
         return total
@@ -255,13 +255,16 @@ class Recommender(L.LightningModule):
         # Half precision leaves few distinct scores among thousands of items.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             if self._evaluated is None:
-                every = torch.arange(by_row * self.item_embedding.num_embeddings).to(users)
-                vectors = self.encode_rows(every[:0], every) if by_row else self.encode()
+                vectors = self._all_items(users[:0]) if by_row else self.encode()
                 self._evaluated = Representations(*(x.detach().float() for x in vectors))
             if by_row:  # the user table need not fit into one process
                 user = self.encode_rows(users, users[:0]).user.float()
                 return Representations(user, self._evaluated.item)
         return Representations(self._evaluated.user[users], self._evaluated.item)
+
+    def _all_items(self, no_user: Tensor) -> Representations:
+        every = torch.arange(self.item_embedding.num_embeddings, device=no_user.device)
+        return self.encode_rows(no_user, every)
 
     def _evaluation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Representations:
         rows = self.ranking_rows(batch.get("group_user", batch["user"]))
