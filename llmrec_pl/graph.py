@@ -1,14 +1,13 @@
-"""Bipartite graphs, their normalisations, and sparse propagation: the only torch.sparse call site.
+"""Bipartite graphs, their normalisations, and propagation over them.
 
-Graphs are kept as dense buffers (pointers, indices, weights): a sparse tensor as a buffer aborts
-distributed training. The sparse matrix is made for each product, which copies nothing. Where the
-weights of edges are learned, the product is an embedding bag, which has gradients for both sides.
+Where the weights of edges are constant, a layer is a `SparseOperator`; where they are learned, it
+is an embedding bag, which has gradients for weights and features.
 """
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+import logging
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,18 +16,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmrec_pl.errors import ConfigError
+from llmrec_pl.frontier import Frontier
+from llmrec_pl.sparse_operator import RowEntries, SparseOperator, TransposedOperator
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Products and their backward are covered by our tests; the notice says nothing a user could act on.
-warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
-
+__all__ = [
+    "BipartiteGraph",
+    "Norm",
+    "RowEntries",
+    "SparseOperator",
+    "WeightedBipartiteGraph",
+    "at_least_float32",
+    "normalise",
+    "segment_softmax",
+    "weighted_sum",
+]
 Norm = Literal["row", "symmetric", "mean"]
-_ENTRIES_AT_ONCE = 1 << 16
+_LOG = logging.getLogger(__name__)
+_ROWS_AT_ONCE = 1 << 16
 
 
-def normalise(matrix: sp.csr_array, norm: Norm) -> sp.csr_array:
+def normalise(
+    matrix: sp.csr_array, norm: Norm, dtype: type[np.floating[Any]] = np.float64
+) -> sp.csr_array:
     """Weight the entries of a boolean adjacency block.
 
     With r the row sum and c the column sum of an entry:
@@ -36,193 +48,33 @@ def normalise(matrix: sp.csr_array, norm: Norm) -> sp.csr_array:
     (LightGCN), ``mean`` gives ``1 / r``. Rows and columns without entries stay empty.
 
     Args:
-        matrix: ``[n_rows, n_columns]``.
+        matrix: ``[n_rows, n_columns]``, every stored entry counts as one.
         norm: the name of the normalisation.
+        dtype: of the weights, which are computed in float64.
 
     Returns:
-        A float64 CSR matrix of the same pattern.
+        A CSR matrix of the same pattern.
 
     Raises:
         ConfigError: the name is unknown.
     """
     if norm not in get_args(Norm):
         raise ConfigError(f"`norm` must be one of {get_args(Norm)}, got {norm!r}.")
-    matrix = sp.csr_array(matrix, dtype=np.float64)
-    row_sum = np.maximum(matrix.sum(axis=1), 1.0)
-    column_sum = np.maximum(matrix.sum(axis=0), 1.0)
+    matrix = sp.csr_array(matrix)
+    row_sum = np.maximum(np.diff(matrix.indptr), 1.0)
+    column_sum = np.maximum(np.bincount(matrix.indices, minlength=matrix.shape[1]), 1.0)
     row_weight = 1.0 / row_sum if norm == "mean" else row_sum**-0.5
-    data = matrix.data * np.repeat(row_weight, np.diff(matrix.indptr))
-    if norm == "symmetric":
-        data = data * (column_sum**-0.5)[matrix.indices]
+    column_weight = column_sum**-0.5
+    data = np.empty(matrix.nnz, dtype=dtype)
+    # In blocks, so that nothing in float64 is as long as the edges.
+    for start in range(0, matrix.shape[0], _ROWS_AT_ONCE):
+        bounds = matrix.indptr[start : start + _ROWS_AT_ONCE + 1]
+        part = slice(bounds[0], bounds[-1])
+        weight = np.repeat(row_weight[start : start + _ROWS_AT_ONCE], np.diff(bounds))
+        if norm == "symmetric":
+            weight *= column_weight[matrix.indices[part]]
+        data[part] = weight
     return sp.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
-
-
-class _SparseProduct(torch.autograd.Function):
-    """``A @ x`` with a constant A, and ``A^T @ gradient`` from a stored transpose."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.transpose = transpose
-        return matrix @ x
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
-        # fp32 even if autocast is on around backward: CSR has no half-precision CPU kernel.
-        return ctx.transpose @ gradient.to(ctx.transpose.dtype).contiguous(), None, None
-
-
-class RowEntries(NamedTuple):
-    """The entries of some rows of a sparse matrix, row after row.
-
-    Attributes:
-        columns: ``[n_entries]``.
-        weight: ``[n_entries]``.
-        offsets: where each row's entries begin, int64 ``[n_rows]``; a row may have none.
-    """
-
-    columns: Tensor
-    weight: Tensor
-    offsets: Tensor
-
-    def gather(self, x: Tensor) -> Tensor:
-        """Return each row's weighted sum of ``x[columns]``, ``[n_rows, d]``."""
-        summed: Tensor = F.embedding_bag(
-            self.columns.long(), x, self.offsets, mode="sum", per_sample_weights=self.weight
-        )
-        return summed
-
-    def scatter(self, x: Tensor, n_columns: int) -> Tensor:
-        """Return the adjoint of `gather`: each row of ``x [n_rows, d]`` added to its columns."""
-        n = len(self.columns)
-        position = torch.zeros(n + 1, dtype=torch.int64, device=x.device)
-        position.index_add_(0, self.offsets, torch.ones_like(self.offsets))
-        position = position[:n].cumsum(0) - 1
-        summed = x.new_zeros(n_columns, x.shape[1])
-        for start in range(0, n, _ENTRIES_AT_ONCE):
-            part = slice(start, start + _ENTRIES_AT_ONCE)
-            rows = x[position[part]].mul_(self.weight[part].unsqueeze(1))
-            summed.index_add_(0, self.columns[part], rows)
-        return summed
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, entries: RowEntries) -> Tensor:  # noqa: ANN401
-        ctx.entries, ctx.n = entries, len(x)
-        return entries.gather(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        return ctx.entries.scatter(gradient, ctx.n), None
-
-
-class _Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, entries: RowEntries, n: int) -> Tensor:  # noqa: ANN401
-        ctx.entries = entries
-        return entries.scatter(x, n)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
-        return ctx.entries.gather(gradient.contiguous()), None, None
-
-
-class SparseOperator(nn.Module):
-    """A constant sparse matrix that multiplies node features, ``[n_out, n_in]``.
-
-    Runs in float32 outside autocast (float64 after ``.double()``). Buffers are not persistent:
-    a checkpoint holds no graph, which comes from the data set.
-    """
-
-    forward_indptr: Tensor
-    forward_indices: Tensor
-    forward_weight: Tensor
-
-    def __init__(self, matrix: sp.csr_array) -> None:
-        super().__init__()
-        self.shape = matrix.shape
-        for name, part in (("forward", matrix), ("transpose", sp.csr_array(matrix.T))):
-            part.sort_indices()
-            index_type = np.int32 if max(part.nnz, *part.shape) < 2**31 else np.int64
-            arrays = {
-                "indptr": part.indptr.astype(index_type),
-                "indices": part.indices.astype(index_type),
-                "weight": part.data.astype(np.float32),
-            }
-            for key, array in arrays.items():
-                self.register_buffer(f"{name}_{key}", torch.from_numpy(array), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the product with node features.
-
-        Args:
-            x: ``[n_in, d]``.
-
-        Returns:
-            ``[n_out, d]`` in the dtype of the weights.
-        """
-        with torch.autocast(x.device.type, enabled=False):
-            matrix = self._csr("forward", self.shape)
-            transpose = self._csr("transpose", self.shape[::-1])
-            product: Tensor = _SparseProduct.apply(x.to(matrix.dtype), matrix, transpose)  # type: ignore[no-untyped-call]
-        return product
-
-    def rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Return some rows of the product, ``forward(x)[rows]``, at the cost of their entries.
-
-        Args:
-            x: ``[n_in, d]``.
-            rows: int64 ``[m]``, repeats allowed.
-
-        Returns:
-            ``[m, d]`` in the dtype of the weights.
-        """
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.to(self.forward_weight.dtype)
-            product: Tensor = _Gather.apply(x, self.entries(rows))  # type: ignore[no-untyped-call]
-        return product
-
-    def columns(self, x: Tensor, columns: Tensor) -> Tensor:
-        """Return the product with features of some nodes only, all others being zero.
-
-        Args:
-            x: features of these nodes, ``[m, d]``.
-            columns: the nodes, int64 ``[m]``, repeats allowed.
-
-        Returns:
-            ``[n_out, d]`` in the dtype of the weights.
-        """
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.to(self.forward_weight.dtype)
-            entries = self.entries(columns, transpose=True)
-            product: Tensor = _Scatter.apply(x, entries, self.shape[0])  # type: ignore[no-untyped-call]
-        return product
-
-    def entries(self, rows: Tensor, *, transpose: bool = False) -> RowEntries:
-        """Cut out the entries of some rows, of the matrix or of its transpose."""
-        name = "transpose" if transpose else "forward"
-        indptr = getattr(self, f"{name}_indptr")
-        start = indptr[rows].long()
-        count = indptr[rows + 1].long() - start
-        offsets = count.cumsum(0) - count
-        entry = torch.repeat_interleave(start - offsets, count)
-        entry += torch.arange(len(entry), device=entry.device)
-        columns, weight = (getattr(self, f"{name}_{k}")[entry] for k in ("indices", "weight"))
-        return RowEntries(columns, weight, offsets)
-
-    def matrix(self) -> sp.csr_array:
-        """Return the matrix itself, with the weights in use."""
-        parts = (self.forward_weight, self.forward_indices, self.forward_indptr)
-        return sp.csr_array(tuple(p.cpu().numpy() for p in parts), shape=self.shape)
-
-    def _csr(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        return torch.sparse_csr_tensor(
-            getattr(self, f"{name}_indptr"),
-            getattr(self, f"{name}_indices"),
-            getattr(self, f"{name}_weight"),
-            size=shape,
-            check_invariants=False,
-        )
 
 
 class BipartiteGraph(nn.Module):
@@ -239,10 +91,12 @@ class BipartiteGraph(nn.Module):
         self, edges: NDArray[np.int64], n_users: int, n_items: int, norm: Norm = "symmetric"
     ) -> None:
         super().__init__()
-        ones = np.ones(edges.shape[1])
-        matrix = sp.csr_array((ones, (edges[0], edges[1])), shape=(n_users, n_items))
-        self.to_user = SparseOperator(normalise(matrix, norm))
-        self.to_item = SparseOperator(normalise(sp.csr_array(matrix.T), norm))
+        matrix = _adjacency(edges, n_users, n_items)
+        self.to_user = SparseOperator(normalise(matrix, norm, np.float32))
+        # The weights of a symmetric normalisation are those of the other direction too.
+        other = None if norm == "symmetric" else normalise(matrix.T.tocsr(), norm, np.float32)
+        self.to_item = TransposedOperator(self.to_user, other)
+        self._told = False
 
     def propagate(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
         """Pass one layer of messages both ways at once (LightGCN Eq. 3).
@@ -272,6 +126,66 @@ class BipartiteGraph(nn.Module):
             user, item = self.propagate(user, item)
             user_sum, item_sum = user_sum + user, item_sum + item
         return user_sum / (n_layers + 1), item_sum / (n_layers + 1)
+
+    def frontier(self, users: Tensor, items: Tensor, n_layers: int) -> Frontier:
+        """Return the rows of each layer that L propagations towards some nodes need.
+
+        Args:
+            users: ids ``[n]``, repeats allowed.
+            items: ids ``[m]``, repeats allowed.
+            n_layers: L.
+        """
+        frontier = Frontier(self.to_user, self.to_item, users, items, n_layers)
+        if frontier.n_whole and not self._told:
+            self._told = True
+            _LOG.info(
+                "batches reach so much of the graph that %d of %d products run over all of it",
+                frontier.n_whole,
+                2 * n_layers,
+            )
+        return frontier
+
+    def mean_of_layers_at(
+        self, user: Tensor, item: Tensor, n_layers: int, users: Tensor, items: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return some rows of `mean_of_layers`, from the rows that they need alone.
+
+        Args:
+            user: ``[n_users, d]``.
+            item: ``[n_items, d]``.
+            n_layers: L.
+            users: ids ``[n]``, repeats allowed.
+            items: ids ``[m]``, repeats allowed.
+
+        Returns:
+            ``[n, d]`` and ``[m, d]``; the features get the gradients of the full form.
+        """
+        frontier = self.frontier(users, items, n_layers)
+        if frontier.n_whole == 2 * n_layers:
+            user, item = self.mean_of_layers(user, item, n_layers)
+            return F.embedding(users, user), F.embedding(items, item)
+        user_sum, item_sum = frontier.asked(0, user, item)
+        for layer in range(n_layers):
+            user, item = frontier.propagate(layer, user, item)
+            user_rows, item_rows = frontier.asked(layer + 1, user, item)
+            user_sum, item_sum = user_sum + user_rows, item_sum + item_rows
+        return frontier.repeated(user_sum / (n_layers + 1), item_sum / (n_layers + 1))
+
+
+def _adjacency(edges: NDArray[np.int64], n_users: int, n_items: int) -> sp.csr_array:
+    """Return the boolean matrix of distinct edges, ``[n_users, n_items]``, with sorted indices."""
+    user, item = edges
+    step, same = user[1:] - user[:-1], user[1:] == user[:-1]
+    is_sorted = bool((step >= 0).all() and (item[1:] > item[:-1])[same].all())
+    ones = np.ones(len(user), dtype=bool)
+    if not is_sorted:
+        matrix = sp.csr_array((ones, (user, item)), shape=(n_users, n_items))
+        matrix.sort_indices()
+        return matrix
+    index_type = np.int32 if max(len(user), n_users, n_items) < 2**31 else np.int64
+    indptr = np.zeros(n_users + 1, dtype=index_type)
+    np.cumsum(np.bincount(user, minlength=n_users), out=indptr[1:])
+    return sp.csr_array((ones, item.astype(index_type), indptr), shape=(n_users, n_items))
 
 
 def weighted_sum(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.data.features import FeatureStore
@@ -76,3 +76,9 @@ class LightGCN(ObjectiveRecommender):
         """Propagate L times and average the layers."""
         ego = self.user_embedding.weight, self.item_embedding.weight
         return Representations(*self.graph.mean_of_layers(*ego, self.n_layers))
+
+    def encode_rows(self, users: Tensor, items: Tensor) -> Representations:
+        """Propagate over the rows that these users and items need."""
+        ego = self.user_embedding.weight, self.item_embedding.weight
+        rows = self.graph.mean_of_layers_at(*ego, self.n_layers, users, items)
+        return self.scaled(Representations(*rows))

@@ -132,6 +132,25 @@ class NGCF(Recommender):
             items.append(F.normalize(item, dim=1))
         return Representations(torch.cat(users, dim=1), torch.cat(items, dim=1))
 
+    def encode_rows(self, users: Tensor, items: Tensor) -> Representations:
+        """Propagate over the rows that these users and items need.
+
+        Dropout is drawn for these rows, so in training it is other than that of `encode`.
+        """
+        frontier = self.graph.frontier(users, items, self.n_layers)
+        user, item = self.user_embedding.weight, self.item_embedding.weight
+        blocks = [frontier.asked(0, user, item)]
+        for number, layer in enumerate(self.layers):
+            heard = self._heard(user), self._heard(item)
+            to_user, to_item = frontier.propagate(number, *heard)
+            user, item = frontier.kept(number, user, item)
+            user = F.dropout(layer(user, to_user), self.message_dropout, self.training)
+            item = F.dropout(layer(item, to_item), self.message_dropout, self.training)
+            rows = frontier.asked(number + 1, user, item)
+            blocks.append((F.normalize(rows[0], dim=1), F.normalize(rows[1], dim=1)))
+        user, item = (torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True))
+        return Representations(*frontier.repeated(user, item))
+
     def _heard(self, node: Tensor) -> Tensor:
         """Silence whole nodes at random, in training, ``[n, d]``."""
         if not (self.training and self.node_dropout):
