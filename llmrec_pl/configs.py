@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,25 @@ def value_at(tree: Mapping[str, Any], key: str) -> object:
             return None
         node = node[part]
     return node
+
+
+def setting(
+    paths: Sequence[str | Path], arguments: Sequence[str], key: str, default: object = None
+) -> object:
+    """Return the value of a dotted key as `fit` sees it: files first, the command line wins.
+
+    Args:
+        paths: config files, later wins.
+        arguments: further arguments of `fit`, ``--key VALUE`` or ``--key=VALUE``.
+        key: dotted key.
+        default: taken where none of them has the key.
+    """
+    found = value_at(merged(paths), key)
+    for word, value in zip_longest(arguments, arguments[1:]):
+        name, equals, behind = word.partition("=")
+        if name == f"--{key}":
+            found = behind if equals else value
+    return default if found is None else found
 
 
 def set_value(tree: Tree, key: str, value: object) -> None:

@@ -11,6 +11,7 @@ Examples:
   python -m llmrec_pl compare lightning_logs --metric recall@20 --metric ndcg@20 --out comparison
   python -m llmrec_pl compare ours=logs/a,logs/b LightGCN=logs/c,logs/d --baseline LightGCN
   python -m llmrec_pl compare logs/a logs/b --split test
+  python -m llmrec_pl compare logs/a logs/b --candidates cold
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("val", "test"),
         help="whose kept metrics (test where every run kept them, else val)",
     )
+    add(
+        "--candidates",
+        choices=("all", "cold", "warm"),
+        default="all",
+        help="the `evaluation.candidates` whose kept metrics are compared (all)",
+    )
     add("--draws", type=int, default=10_000, help="of each test and interval (10000)")
     add("--seed", type=int, default=0, help="of the draws (0)")
     add("--out", type=Path, metavar="DIR", help="write comparison.txt .csv .json .tex .png .pdf")
@@ -72,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     from llmrec_pl.evaluation.comparison_report import comparison_tables
     from llmrec_pl.progress import ProgressReport
 
-    groups, warnings = load_groups(args.runs, args.split)
+    groups, warnings = load_groups(args.runs, args.split, args.candidates)
     with ProgressReport("comparing", None, "comparisons") as progress:
         comparison = compare(
             groups, args.metric, args.baseline, args.draws, args.seed, progress.advance
@@ -88,12 +95,15 @@ def run(args: argparse.Namespace) -> None:
         console.print(f"written: {args.out}/comparison.*", markup=False, highlight=False)
 
 
-def load_groups(arguments: list[str], split: str | None) -> tuple[list[RunGroup], list[str]]:
+def load_groups(
+    arguments: list[str], split: str | None, candidates: str = "all"
+) -> tuple[list[RunGroup], list[str]]:
     """Find, read and group runs.
 
     Args:
         arguments: ``RUN`` or ``NAME=RUN,RUN``, as typed.
         split: "val", "test", or None for test where every run kept it.
+        candidates: which items were ranked: "all", "cold" or "warm".
 
     Returns:
         The groups, and what a person should know of them.
@@ -110,7 +120,7 @@ def load_groups(arguments: list[str], split: str | None) -> tuple[list[RunGroup]
         name, paths = _parse(argument)
         for path in paths:
             for folder in find_runs(path):
-                kept = any(has_kept(folder, one) for one in wanted)
+                kept = any(has_kept(folder, one, candidates) for one in wanted)
                 # A run that was named must be usable; one found in a folder may be unfinished.
                 if kept or folder == path:
                     places.setdefault(name, []).append(folder)
@@ -121,11 +131,13 @@ def load_groups(arguments: list[str], split: str | None) -> tuple[list[RunGroup]
         folders = left_out[:1]  # to be told what it lacks
         places = {None: folders}
     if split is None:
-        split = "test" if all(has_kept(folder, "test") for folder in folders) else "val"
+        kept = all(has_kept(folder, "test", candidates) for folder in folders)
+        split = "test" if kept else "val"
     named = {}
     unnamed = []
     for name, found in places.items():
-        runs = [read_run(folder, split) for folder in {f.resolve(): f for f in found}.values()]
+        distinct = {f.resolve(): f for f in found}.values()
+        runs = [read_run(folder, split, candidates) for folder in distinct]
         if name is None:
             unnamed = runs
         else:

@@ -156,8 +156,10 @@ def _show(sweep: Sweep, runs: list[Run], args: argparse.Namespace, console: Cons
     stem = Path(args.sweep).stem
     data = _data(runs)
     names = {"val": "validation", "test": "test"}
+    some = sorted({r.candidates for r in runs} - {"all"})
+    among = "".join(f", {candidates} items among themselves" for candidates in some)
     for split, entries in by_split.items():
-        title = f"{names[split]} split of {data['name']}"
+        title = f"{names[split]} split of {data['name']}{among}"
         console.print(results_table(entries, title))
         plot_results(_made(folder) / f"{stem}_{split}.png", entries, title)
         write_per_user(folder / f"{stem}_{split}_per_user.parquet", runs, split)

@@ -157,14 +157,10 @@ def run(args: argparse.Namespace) -> None:
 
 def _data_set(args: argparse.Namespace) -> dict[str, Any]:
     """Return name and fingerprint of the data set that the configs name."""
-    from llmrec_pl.configs import merged, value_at
+    from llmrec_pl.configs import setting
     from llmrec_pl.data.dataset import read_meta
 
-    root = value_at(merged(args.config), "data.root")
-    for flag, value in zip(args.more, args.more[1:], strict=False):
-        root = value if flag == "--data.root" else root
-    for word in args.more:
-        root = word.partition("=")[2] if word.startswith("--data.root=") else root
+    root = setting(args.config, args.more, "data.root")
     if root is None:
         raise ConfigError("no config names `data.root`; give it after `--`: `-- --data.root DIR`.")
     meta = read_meta(Path(str(root)))

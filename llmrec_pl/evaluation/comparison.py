@@ -9,6 +9,7 @@ import numpy as np
 
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.evaluation.kept_runs import check_comparable
+from llmrec_pl.evaluation.record import record_name
 from llmrec_pl.evaluation.significance import (
     Interval,
     bootstrap_interval,
@@ -149,7 +150,7 @@ def compare(
         lines += sorted(of_metric, key=lambda line: -line.mean)
     record = runs[0].record
     about = {
-        "split": record["stage"],
+        "split": record_name(record["stage"], record.get("candidates", "all")),
         "data": record["data"],
         "profile": record["profile"],
         "users": len(runs[0].user_ids),

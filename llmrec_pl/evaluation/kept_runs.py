@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmrec_pl.errors import ConfigError
+from llmrec_pl.evaluation.candidates import CANDIDATES
+from llmrec_pl.evaluation.record import record_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SPLITS = ("val", "test")
+_NAMES = [record_name(split, candidates) for split in SPLITS for candidates in CANDIDATES]
 _VERBS = {"val": "validate", "test": "test"}
 _ID_COLUMNS = ("user", "user_id", "n_relevant")
 _RECORD_KEYS = ("stage", "model", "profile", "ks", "metrics", "data")
@@ -41,7 +44,7 @@ class KeptRun:
 
     Attributes:
         folder: the run's folder.
-        record: ``metrics/<split>.json``.
+        record: the means and what was evaluated.
         settings: what was trained, flat; without the seed and places.
         seed: of the run; None where it kept no config.
         user_ids: original ids, sorted, ``[n_users]``.
@@ -88,7 +91,7 @@ def find_runs(path: Path) -> list[Path]:
     if _is_run(path):
         return [path]
     found = {p.parent for p in path.rglob("config.yaml")}
-    found |= {p.parents[1] for s in SPLITS for p in path.rglob(f"metrics/{s}.json")}
+    found |= {p.parents[1] for n in _NAMES for p in path.rglob(f"metrics/{n}.json")}
     if not found:
         what = "holds no run" if path.is_dir() else "does not exist"
         raise ConfigError(
@@ -103,35 +106,36 @@ def _is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file() or (path / "metrics").is_dir()
 
 
-def has_kept(folder: Path, split: str) -> bool:
+def has_kept(folder: Path, split: str, candidates: str = "all") -> bool:
     """Return whether the run kept its per-user metrics of the split."""
-    metrics = folder / "metrics"
-    return (metrics / f"{split}_per_user.parquet").is_file() and (
-        metrics / f"{split}.json"
-    ).exists()
+    metrics, name = folder / "metrics", record_name(split, candidates)
+    return (metrics / f"{name}_per_user.parquet").is_file() and (metrics / f"{name}.json").exists()
 
 
-def read_run(folder: Path, split: str) -> KeptRun:
+def read_run(folder: Path, split: str, candidates: str = "all") -> KeptRun:
     """Read one run.
 
     Args:
         folder: the run's folder.
         split: "val" or "test".
+        candidates: which items were ranked: "all", "cold" or "warm".
 
     Raises:
         ConfigError: the files are missing, damaged, or of two evaluations.
     """
     import polars as pl
 
-    if not has_kept(folder, split):
+    name = record_name(split, candidates)
+    if not has_kept(folder, split, candidates):
+        option = "" if candidates == "all" else f" --evaluation.candidates {candidates}"
         raise ConfigError(
-            f"run {str(folder)!r} keeps no per-user metrics of {split!r}; make them with "
+            f"run {str(folder)!r} keeps no per-user metrics of {name!r}; make them with "
             f"`python -m llmrec_pl {_VERBS[split]} --config {folder}/config.yaml "
-            f"--ckpt_path {folder}/checkpoints/best.ckpt`"
+            f"--ckpt_path {folder}/checkpoints/best.ckpt{option}`"
             + (", which opens its sealed test split." if split == "test" else ".")
         )
-    path = folder / "metrics" / f"{split}_per_user.parquet"
-    record = _read_record(folder / "metrics" / f"{split}.json")
+    path = folder / "metrics" / f"{name}_per_user.parquet"
+    record = _read_record(folder / "metrics" / f"{name}.json")
     try:
         frame = pl.read_parquet(path).with_columns(pl.col("user_id").cast(pl.String))
         frame = frame.sort("user_id")
@@ -142,7 +146,7 @@ def read_run(folder: Path, split: str) -> KeptRun:
         raise ConfigError(f"cannot read {str(path)!r}: {error}; evaluate the run again.") from error
     _check_one_evaluation(path, record, values)
     config = _read_config(folder / "config.yaml")
-    validation = folder / "metrics" / "val.json"
+    validation = folder / "metrics" / f"{record_name('val', candidates)}.json"
     return KeptRun(
         folder=folder,
         record=record,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmrec_pl.configs import merged, read_yaml
+from llmrec_pl.configs import merged, read_yaml, setting
 from llmrec_pl.errors import ConfigError
+from llmrec_pl.evaluation.record import record_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,9 +45,18 @@ class Run:
         configs = [x for c in self.configs for x in ("--config", c)]
         return [*configs, *self.more, "--seed_everything", str(self.seed)]
 
+    @cached_property
+    def candidates(self) -> str:
+        """Which items are ranked against each other: "all", "cold" or "warm"."""
+        return str(setting(self.configs, self.more, "evaluation.candidates", "all"))
+
+    def file(self, split: str, ending: str) -> Path:
+        """Return where the run keeps the metrics of a split."""
+        return self.folder / "metrics" / f"{record_name(split, self.candidates)}{ending}"
+
     def metrics(self, split: str) -> dict[str, Any] | None:
         """Return the kept record of a split, None where it is not there yet."""
-        return _read(self.folder / "metrics" / f"{split}.json")
+        return _read(self.file(split, ".json"))
 
     def cost(self) -> dict[str, Any]:
         """Return what training took, empty where it is not known."""

@@ -189,7 +189,7 @@ def write_per_user(path: Path, runs: Sequence[Run], split: str) -> None:
 
     frames = []
     for run in runs:
-        file = run.folder / "metrics" / f"{split}_per_user.parquet"
+        file = run.file(split, "_per_user.parquet")
         if file.is_file():
             frame = pl.read_parquet(file)
             kept = _columns(frame.columns, selecting(frame.columns))

@@ -31,6 +31,7 @@ METRICS = ("recall@20", "ndcg@20", "hit@20")
 def write_run(folder, model="MF", seed=1, shift=0.0, split="val", n_relevant=3, **changes):
     """A run as `fit` leaves it: users have their own level, models add to it."""
     settings = {"lr": 0.003, "users": np.arange(N_USERS), "ks": [10, 20], "profile": "standard"}
+    settings |= {"candidates": "all"}
     settings |= {"data": {"name": "films", "fingerprint": "f" * 64}, "augmentation": None} | changes
     users = settings["users"]
     random = np.random.default_rng([seed, len(model), int(100 * shift)])
@@ -43,7 +44,7 @@ def write_run(folder, model="MF", seed=1, shift=0.0, split="val", n_relevant=3, 
         "model": model,
         "profile": settings["profile"],
         "ks": settings["ks"],
-        "candidates": "all",
+        "candidates": settings["candidates"],
         "metrics": dict(zip(METRICS, values.mean(axis=0).tolist(), strict=True)),
         "data": settings["data"],
         "features": ["text"],
@@ -191,6 +192,19 @@ def test_mcnemar_joins_seeds_by_majority(tmp_path):
     expected = stats.binomtest(int((y & ~x).sum()), int((x != y).sum())).pvalue
     assert float(row["mcnemar_p"]) == pytest.approx(expected, rel=1e-9)
     assert "majority of seeds" in row["note"]
+
+
+def test_cold_items_are_compared_where_runs_kept_them(runs, tmp_path, capsys):
+    folders = [write_run(runs / f"{m}/version_1", m, 1, 0.2, candidates="cold") for m in ("a", "b")]
+    compare(*folders, "--candidates", "cold", "--out", tmp_path / "out")
+    rows, content = written(tmp_path / "out")
+    assert content["split"] == "val_cold"
+    for model, folder in zip("ab", folders, strict=True):
+        kept = pl.read_parquet(folder / "metrics/val_cold_per_user.parquet")["recall@20"]
+        assert float(rows[model, "recall@20"]["mean"]) == pytest.approx(kept.mean(), rel=1e-12)
+    message = refused(capsys, runs / "mf", "--candidates", "cold")
+    assert "keeps no per-user metrics of 'val_cold'" in message
+    assert "best.ckpt --evaluation.candidates cold`" in message
 
 
 # What is shown.

@@ -119,6 +119,21 @@ def test_other_list_lengths_give_their_own_columns(tmp_path, small_data, capsys)
     assert "@20" not in out
 
 
+def test_a_sweep_may_rank_cold_items_among_themselves(tmp_path, capsys):
+    data = tmp_path / "data"
+    main(["prepare", "simulated", "--out", str(data), "--cold-items", "0.2"])
+    entries = {"MF": str(MODELS / "mf.yaml")}
+    path = written(tmp_path, data, entries=entries, seeds=[1])
+    more = ["--", "--evaluation.candidates=cold", "--evaluation.ks=[5,20]"]
+    main(["sweep", str(path), *more])
+    record = json.loads((tmp_path / "runs/mf/seed-1/metrics/test_cold.json").read_text())
+    content = json.loads((tmp_path / "runs/small.json").read_text())
+    assert content["splits"]["test"][0]["mean"]["recall@5"] == record["metrics"]["recall@5"]
+    assert "cold items among themselves" in capsys.readouterr().out
+    main(["sweep", str(path), *more])
+    assert "1 runs, 1 of them finished" in capsys.readouterr().out
+
+
 def test_a_page_without_marks_is_left_alone(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("nothing here\n")
