@@ -27,6 +27,7 @@ from llmrec_pl.data.features import FeatureStore
 from llmrec_pl.data.provenance import check_same_data
 from llmrec_pl.data.shares import batch_share
 from llmrec_pl.errors import CheckpointMismatchError, ConfigError
+from llmrec_pl.optimizers import check_gradients, clip_sparse, process_backend
 from llmrec_pl.sharding import clip_by_norm, full, shard_tables
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
@@ -63,6 +64,8 @@ class Recommender(L.LightningModule):
     item_embedding: nn.Embedding
     expected_batch_size: int = 1024
     """Observed triplets a step: a hint to `build` for what is faster, never for a result."""
+    sparse_gradients = False
+    """Whether `make_embeddings` makes tables with sparse gradients, for a lazy optimizer."""
     row_wise = False
     """Whether `encode_rows` reads no rows but those asked for, which sharded tables profit from."""
 
@@ -130,8 +133,9 @@ class Recommender(L.LightningModule):
 
     def make_embeddings(self, dataset: InteractionDataset) -> None:
         """Create ``user_embedding`` and ``item_embedding`` with Xavier-uniform weights."""
-        self.user_embedding = nn.Embedding(dataset.n_users, self.embedding_dim)
-        self.item_embedding = nn.Embedding(dataset.n_items, self.embedding_dim)
+        width, sparse = self.embedding_dim, self.sparse_gradients
+        self.user_embedding = nn.Embedding(dataset.n_users, width, sparse=sparse)
+        self.item_embedding = nn.Embedding(dataset.n_items, width, sparse=sparse)
         nn.init.xavier_uniform_(self.user_embedding.weight)
         nn.init.xavier_uniform_(self.item_embedding.weight)
 
@@ -177,6 +181,7 @@ class Recommender(L.LightningModule):
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union of types)
         """Return the optimizer, and the scheduler where one is configured."""
         optimizer = self.optimizer(self.parameters())
+        check_gradients(self, optimizer, process_backend())
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
@@ -238,8 +243,10 @@ class Recommender(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as Lightning does, by one norm also where some parameters are sharded."""
-        if self.device_mesh is None or gradient_clip_algorithm == "value":
+        """Clip as Lightning does, also where parameters are sharded or gradients sparse."""
+        if self.sparse_gradients and gradient_clip_val:
+            clip_sparse(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
+        elif self.device_mesh is None or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             clip_by_norm(self.parameters(), gradient_clip_val)

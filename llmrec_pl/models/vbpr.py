@@ -46,6 +46,8 @@ class VBPR(Recommender):
         normalise_features: scale the rows of each modality to unit length.
         l2_weight: weight of the L2 term on embeddings and biases.
         projection_l2_weight: weight of the L2 term on W and beta.
+        sparse_gradients: gradients of p, t, q and b hold the rows of the batch alone; with
+            `LazyAdamW` a step costs the same for tables of any length.
         optimizer: see `Recommender`.
         lr_scheduler: see `Recommender`.
 
@@ -65,6 +67,7 @@ class VBPR(Recommender):
         normalise_features: bool = True,
         l2_weight: float = 1e-2,
         projection_l2_weight: float = 1e-2,
+        sparse_gradients: bool = False,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: SchedulerCallable | None = None,
     ) -> None:
@@ -73,14 +76,16 @@ class VBPR(Recommender):
             raise ConfigError(f"`projection_dim` must be positive, got {projection_dim}.")
         self.projection_dim, self.normalise_features = projection_dim, normalise_features
         self.projection_l2_weight = projection_l2_weight
+        self.sparse_gradients = sparse_gradients
 
     def build(self, dataset: InteractionDataset, features: FeatureStore) -> None:
         """Create embeddings, biases, and for each modality its table, projection and bias."""
         modalities = item_modalities(features, "VBPR")
         self.make_embeddings(dataset)
-        self.user_preference = nn.Embedding(dataset.n_users, self.projection_dim)
+        sparse = self.sparse_gradients
+        self.user_preference = nn.Embedding(dataset.n_users, self.projection_dim, sparse=sparse)
         nn.init.xavier_uniform_(self.user_preference.weight)
-        self.item_bias = nn.Embedding(dataset.n_items, 1)
+        self.item_bias = nn.Embedding(dataset.n_items, 1, sparse=sparse)
         nn.init.zeros_(self.item_bias.weight)
         self.tables, self.projection = ByFeature(), ByFeature()
         self.feature_bias = ByFeature()
