@@ -25,6 +25,8 @@ from llmrec_pl.models.ngcf import NGCF
 from llmrec_pl.training import _quieten
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from benchmarks.trials import Trial
 
 MODELS: dict[str, type[Recommender]] = {
@@ -62,7 +64,7 @@ class _CpuClock(L.Callback):
         self.evaluation += time.process_time() - self._evaluation_start
 
 
-def train(trial: Trial, root: Path) -> Outcome:
+def train(trial: Trial, root: Path, more: Sequence[L.Callback] = ()) -> Outcome:
     """Train until validation Recall@20 stops rising, and return the best epoch's vectors.
 
     Args:
@@ -70,6 +72,7 @@ def train(trial: Trial, root: Path) -> Outcome:
             trained by gradients ``lr``, and at will ``optimizer``, a name in `torch.optim`, and
             its ``weight_decay``.
         root: canonical data set folder.
+        more: further callbacks, which come last.
     """
     settings = {k: v for k, v in trial.settings.items() if k not in LABELS}
     data_settings: dict[str, Any] = {k: settings.pop(k) for k in DATA_SETTINGS if k in settings}
@@ -88,7 +91,7 @@ def train(trial: Trial, root: Path) -> Outcome:
             folder, "best", MONITOR, mode="max", enable_version_counter=False
         )
         stopping = EarlyStopping(MONITOR, patience=trial.budget.patience, mode="max")
-        trainer = _trainer(trial, folder, [clock, evaluator, stopping, checkpoint])
+        trainer = _trainer(trial, folder, [clock, evaluator, stopping, checkpoint, *more])
         trainer.fit(model, data)
         best = model_class.from_checkpoint(checkpoint.best_model_path, data.dataset, data.features)
     with torch.no_grad():

@@ -1,9 +1,10 @@
 """Trains one RecBole model; runs inside RecBole's own environment and knows nothing of ours.
 
-Reads a job as JSON on stdin and writes ``<out>.npz`` (vectors in our numbering) and
+Reads a job as a line of JSON on stdin and writes ``<out>.npz`` (vectors in our numbering) and
 ``<out>.json`` (cost, and the metrics as RecBole computed them). Uses RecBole's own data set,
 sampler, loss, trainer, early stopping and full-ranking evaluation. Its checkpoints can't be read
-under torch's ``weights_only`` default, so the best epoch's weights are kept in memory.
+under torch's ``weights_only`` default, so the best epoch's weights are kept in memory. A job with
+``paced`` runs an epoch for each further line instead, and writes nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pace import Pace  # beside this file, which runs as a script
 
 KS = [10, 20, 50]
 
@@ -149,6 +151,17 @@ def run(job: dict[str, Any]) -> None:
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     training, evaluation = _Clock(trainer, "_train_epoch"), _Clock(trainer, "_valid_epoch")
     best = _Best(trainer)
+    if job.get("paced"):
+        pace = Pace(sys.stdin, sys.stdout)
+        pace.wait()
+        trainer.fit(
+            train,
+            valid,
+            verbose=False,
+            saved=False,
+            callback_fn=lambda _, score: pace.done(float(score)),
+        )
+        return
     trainer.fit(train, valid, verbose=False, saved=False, callback_fn=best)
     model.load_state_dict(best.weights)
     user, item = final_vectors(model)
@@ -177,4 +190,4 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     sys.argv = sys.argv[:1]  # RecBole reads the command line by itself
-    run(json.loads(sys.stdin.read()))
+    run(json.loads(sys.stdin.readline()))
