@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmrec_pl.errors import ConfigError, LLMRecError
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 NO_ITEM = -1
 """Fills a list where fewer than K items can be ranked."""
+CPU_BLOCK = 64
+"""Users scored at once on a CPU: their scores stay in its cache from the product to the top-K."""
+_LEAST = 64
 _LOW = 0xFFFFFFFF
 
 
@@ -40,9 +44,10 @@ def top_k(
 ) -> tuple[Tensor, Tensor]:
     """Rank all items for some users and keep the best K.
 
-    Memory is users x `item_tile`, never users x items. Equal scores are ordered by item id, so
-    the result does not depend on the tiles. Scores are float32, also under autocast: half
-    precision leaves few distinct scores among thousands of items.
+    Scores take users x `item_tile` floats at most, on a CPU 64 x `item_tile`, never users x
+    items. Equal scores are ordered by item id, so the result does not depend on the tiles.
+    Scores are float32, also under autocast: half precision leaves few distinct scores among
+    thousands of items.
 
     Args:
         user: ``[n, d]``.
@@ -63,17 +68,16 @@ def top_k(
         raise ConfigError(f"K must be between 1 and the {len(item)} items, got {k}.")
     if item_tile < 1:
         raise ConfigError(f"`item_tile` must be positive, got {item_tile}.")
-    rows, columns = (np.zeros(0, np.int64),) * 2 if seen is None else seen
+    rows, columns = _sorted_by_row(seen)
     best: Tensor | None = None
     for start in range(0, len(item), item_tile):
-        stop = min(start + item_tile, len(item))
-        with torch.autocast(user.device.type, enabled=False):
-            scores = user.float() @ item[start:stop].float().T
-        inside = (columns >= start) & (columns < stop) if stop - start < len(item) else slice(None)
-        row = torch.from_numpy(rows[inside]).to(scores.device)
-        column = torch.from_numpy(columns[inside] - start).to(scores.device)
-        scores[row, column] = -torch.inf
-        keys = _tile_top_k(scores, min(k, stop - start), start)
+        part = item[start : start + item_tile]
+        if len(part) == len(item):
+            inside = rows, columns
+        else:
+            here = (columns >= start) & (columns < start + len(part))
+            inside = rows[here], columns[here] - start
+        keys = _tile_top_k(user, part, min(k, len(part)), inside, start)
         best = keys if best is None else torch.cat([best, keys], dim=1)
         if best.shape[1] > k:
             best = best.topk(k, dim=1).values
@@ -84,7 +88,62 @@ def top_k(
     return ids, values
 
 
-def _tile_top_k(scores: Tensor, k: int, offset: int) -> Tensor:
+def _sorted_by_row(
+    seen: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    if seen is None:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    rows, columns = seen
+    if (rows[1:] >= rows[:-1]).all():  # as `sparse_rows` gives them
+        return rows, columns
+    order = np.argsort(rows, kind="stable")
+    return rows[order], columns[order]
+
+
+def _tile_top_k(
+    user: Tensor,
+    item: Tensor,
+    k: int,
+    seen: tuple[NDArray[np.int64], NDArray[np.int64]],
+    offset: int,
+) -> Tensor:
+    """Return the K largest (score, -id) keys of each user among some items, ``[n, k]`` int64.
+
+    Args:
+        user: ``[n, d]``.
+        item: ``[m, d]``, the items from id `offset` on.
+        k: at most m.
+        seen: (row, column) pairs that are not to be ranked, sorted by row.
+        offset: id of the first item.
+    """
+    block = CPU_BLOCK if user.device.type == "cpu" else max(len(user), 1)
+    starts = range(0, max(len(user), 1), block)
+    cuts = np.searchsorted(seen[0], [*starts, len(user)])
+    row, column = (torch.from_numpy(part).to(user.device) for part in seen)
+    right = _at_least(item.float(), _LEAST)
+    scores = torch.empty(block, len(right), device=user.device)
+    keys = []
+    for start, first, last in zip(starts, cuts[:-1], cuts[1:], strict=True):
+        left = user[start : start + block].float()
+        # One piece of memory for all blocks: fresh pages cost as much as the product.
+        with torch.autocast(user.device.type, enabled=False):
+            torch.mm(_at_least(left, block), right.T, out=scores)
+        found = scores[: len(left), : len(item)]
+        found[row[first:last] - start, column[first:last]] = -torch.inf
+        keys.append(_largest(found, k, offset))
+    return torch.cat(keys)
+
+
+def _at_least(rows: Tensor, n: int) -> Tensor:
+    """Append zeros up to `n` rows.
+
+    A BLAS sums in another order where a matrix has few rows; so padded, a score has the same
+    bits in every tile.
+    """
+    return rows if len(rows) >= n else F.pad(rows, (0, 0, 0, n - len(rows)))
+
+
+def _largest(scores: Tensor, k: int, offset: int) -> Tensor:
     """Return the K largest (score, -id) keys of each row, unordered, ``[n, k]`` int64."""
     wanted = min(k + 1, scores.shape[1])
     values, ids = scores.topk(wanted, dim=1)
