@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmrec_pl.edges import edges_to_csr, is_sorted
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.frontier import Frontier
 from llmrec_pl.sparse_operator import RowEntries, SparseOperator, TransposedOperator
@@ -91,7 +92,7 @@ class BipartiteGraph(nn.Module):
         self, edges: NDArray[np.int64], n_users: int, n_items: int, norm: Norm = "symmetric"
     ) -> None:
         super().__init__()
-        matrix = _adjacency(edges, n_users, n_items)
+        matrix = edges_to_csr(edges[0], edges[1], n_users, n_items)
         self.to_user = SparseOperator(normalise(matrix, norm, np.float32))
         # The weights of a symmetric normalisation are those of the other direction too.
         other = None if norm == "symmetric" else normalise(matrix.T.tocsr(), norm, np.float32)
@@ -170,22 +171,6 @@ class BipartiteGraph(nn.Module):
             user_rows, item_rows = frontier.asked(layer + 1, user, item)
             user_sum, item_sum = user_sum + user_rows, item_sum + item_rows
         return frontier.repeated(user_sum / (n_layers + 1), item_sum / (n_layers + 1))
-
-
-def _adjacency(edges: NDArray[np.int64], n_users: int, n_items: int) -> sp.csr_array:
-    """Return the boolean matrix of distinct edges, ``[n_users, n_items]``, with sorted indices."""
-    user, item = edges
-    step, same = user[1:] - user[:-1], user[1:] == user[:-1]
-    is_sorted = bool((step >= 0).all() and (item[1:] > item[:-1])[same].all())
-    ones = np.ones(len(user), dtype=bool)
-    if not is_sorted:
-        matrix = sp.csr_array((ones, (user, item)), shape=(n_users, n_items))
-        matrix.sort_indices()
-        return matrix
-    index_type = np.int32 if max(len(user), n_users, n_items) < 2**31 else np.int64
-    indptr = np.zeros(n_users + 1, dtype=index_type)
-    np.cumsum(np.bincount(user, minlength=n_users), out=indptr[1:])
-    return sp.csr_array((ones, item.astype(index_type), indptr), shape=(n_users, n_items))
 
 
 def weighted_sum(
@@ -291,7 +276,9 @@ class WeightedBipartiteGraph(nn.Module):
     def __init__(self, edges: NDArray[np.int64], n_users: int, n_items: int) -> None:
         super().__init__()
         self.n_users, self.n_items = n_users, n_items
-        user, item = edges[:, np.lexsort((edges[1], edges[0]))]
+        if not is_sorted(edges[0], edges[1]):
+            edges = edges[:, np.lexsort((edges[1], edges[0]))]
+        user, item = (np.ascontiguousarray(ids) for ids in edges)
         buffers = {
             "edge_user": user,
             "edge_item": item,

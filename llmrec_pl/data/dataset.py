@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import scipy.sparse as sp
 
+from llmrec_pl.edges import edges_to_csr as edges_to_csr
 from llmrec_pl.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import polars as pl
     from numpy.typing import NDArray
@@ -33,6 +34,7 @@ INTERACTIONS, USERS, ITEMS, META = (
     "items.parquet",
     "dataset.json",
 )
+_AT_ONCE = 1 << 20
 
 
 def sha256_file(path: Path) -> str:
@@ -58,38 +60,15 @@ def content_fingerprint(
     digest = hashlib.sha256(b"llmrec_pl data set v1\0")
     digest.update(json.dumps(protocol, sort_keys=True, ensure_ascii=False).encode())
     for ids in (user_ids, item_ids):
-        digest.update("\0".join(ids.tolist()).encode() + b"\1")
+        for start in range(0, len(ids), _AT_ONCE):
+            joined = "\0".join(ids[start : start + _AT_ONCE].tolist())
+            digest.update(b"\0" * (start > 0) + joined.encode())
+        digest.update(b"\1")
     for split in SPLITS:
-        matrix = splits[split]
-        digest.update(np.asarray(matrix.indptr, dtype="<i8").tobytes())
-        digest.update(np.asarray(matrix.indices, dtype="<i8").tobytes())
+        for array in (splits[split].indptr, splits[split].indices):
+            for start in range(0, len(array), _AT_ONCE):
+                digest.update(array[start : start + _AT_ONCE].astype("<i8"))
     return digest.hexdigest()
-
-
-def edges_to_csr(
-    users: NDArray[Any], items: NDArray[Any], n_users: int, n_items: int
-) -> sp.csr_array:
-    """Build a boolean user x item matrix with sorted indices from edge lists.
-
-    Args:
-        users: dense user ids, ``[n_edges]``.
-        items: dense item ids, ``[n_edges]``.
-        n_users: number of rows.
-        n_items: number of columns.
-
-    Returns:
-        A CSR matrix ``[n_users, n_items]``; repeated edges are counted once.
-    """
-    order = np.lexsort((items, users))
-    users, items = users[order], items[order]
-    keep = np.ones(len(users), dtype=bool)
-    keep[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
-    users, items = users[keep], items[keep]
-    indptr = np.zeros(n_users + 1, dtype=np.int64)
-    np.cumsum(np.bincount(users, minlength=n_users), out=indptr[1:])
-    return sp.csr_array(
-        (np.ones(len(items), dtype=bool), items.astype(np.int64), indptr), shape=(n_users, n_items)
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +150,10 @@ class InteractionDataset:
             users = np.concatenate([train.coords[0], self.extra_edges[0]])
             items = np.concatenate([train.coords[1], self.extra_edges[1]])
             matrix = edges_to_csr(users, items, self.n_users, self.n_items)
-        coo = matrix.tocoo()
-        return np.stack(coo.coords).astype(np.int64)
+        edges = np.empty((2, matrix.nnz), dtype=np.int64)
+        edges[0] = np.repeat(np.arange(self.n_users), np.diff(matrix.indptr))
+        edges[1] = matrix.indices
+        return edges
 
     def users_frame(self) -> pl.DataFrame:
         """Return the user table (``user``, ``user_id``, text columns), ordered by dense id."""
@@ -338,11 +319,14 @@ def _verify_files(root: Path, meta: Mapping[str, Any]) -> None:
             )
 
 
-def _read_parquet(path: Path, columns: list[str]) -> pl.DataFrame:
+def _read_parquet(
+    path: Path, columns: list[str], query: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda x: x
+) -> pl.DataFrame:
+    """Read columns, or what a query makes of them, without holding more than its result."""
     import polars as pl
 
     try:
-        return pl.read_parquet(path, columns=columns)
+        return query(pl.scan_parquet(path).select(columns)).collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
         first = str(error).splitlines()[0]
         raise DatasetError(
@@ -362,26 +346,33 @@ def _read_ids(root: Path, file: str, column: str, n: int) -> NDArray[np.str_]:
 
 
 def _read_splits(root: Path, n_users: int, n_items: int) -> dict[Split, sp.csr_array]:
-    frame = _read_parquet(root / INTERACTIONS, ["user", "item", "split"])
+    import polars as pl
+
+    path, columns = root / INTERACTIONS, ["user", "item", "split"]
+    ids, split = pl.col("user", "item"), pl.col("split")
+    bounds = ids.min().name.suffix("_low"), ids.max().name.suffix("_high")
+    said = _read_parquet(
+        path, columns, lambda frame: frame.select(*bounds, split.unique().implode())
+    ).row(0, named=True)
     for column, n in (("user", n_users), ("item", n_items)):
-        values = frame[column]
-        low, high = (int(v) for v in (values.min() or 0, values.max() or 0))  # type: ignore[arg-type]
-        if frame.height and (low < 0 or high >= n):
+        low, high = said[f"{column}_low"] or 0, said[f"{column}_high"] or 0
+        if said["split"] and (low < 0 or high >= n):
             bad = high if high >= n else low
             raise DatasetError(
                 f"`{INTERACTIONS}` in {str(root)!r} has {column} {bad} but n_{column}s={n}; "
                 f"ids must be in 0..{n - 1}. Run `prepare` again."
             )
-    unknown = set(frame["split"].unique().to_list()) - set(SPLITS)
+    unknown = set(said["split"]) - set(SPLITS)
     if unknown:
         raise DatasetError(
             f"`{INTERACTIONS}` in {str(root)!r} has split {sorted(map(str, unknown))}; "
             f"expected {list(SPLITS)}. Run `prepare` again."
         )
     splits: dict[Split, sp.csr_array] = {}
-    for split in SPLITS:
-        part = frame.filter(frame["split"] == split)
-        splits[split] = edges_to_csr(
+    for name in SPLITS:
+        wanted = split == name
+        part = _read_parquet(path, columns, lambda frame, w=wanted: frame.filter(w).select(ids))  # type: ignore[misc]
+        splits[name] = edges_to_csr(
             part["user"].to_numpy(), part["item"].to_numpy(), n_users, n_items
         )
     return splits

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -117,7 +117,7 @@ class TripletSampler:
         self.sampling, self.llm_edge_rate = sampling, llm_edge_rate
         self.n_negatives = n_negatives
         self.indptr = train.indptr.astype(np.int64)
-        self.items = train.indices.astype(np.int64)
+        self.items = train.indices  # in whatever integers the matrix has, to hold no copy
         degree = np.diff(self.indptr)
         self.n_train = len(self.items)
         if self.n_train == 0:
@@ -128,10 +128,8 @@ class TripletSampler:
                 "negative item exists; drop the user or enlarge the catalogue."
             )
         self.degree = degree
-        self.edge_user = np.repeat(np.arange(self.n_users), degree)
+        self.edge_user = np.repeat(np.arange(self.n_users, dtype=_smallest(self.n_users)), degree)
         self.active_users = np.flatnonzero(degree)
-        # Sorted because rows and their columns are: membership is one binary search.
-        self.edge_key = self.edge_user * self.n_items + self.items
         self._set_llm_edges(llm_edges)
 
     def _set_llm_edges(self, llm_edges: NDArray[np.int64] | None) -> None:
@@ -171,7 +169,7 @@ class TripletSampler:
         random = keyed_generator(self.seed, _RANK_BATCH, epoch, step, rank)
         if self.sampling == "edge":
             edges = self._edges(epoch, step, rank)
-            user, positive = self.edge_user[edges], self.items[edges]
+            user, positive = self.edge_user[edges].astype(np.int64), self.items[edges]
         else:
             user = self._users(epoch, step, rank)
             positive = self.items[self.indptr[user] + random.integers(self.degree[user])]
@@ -180,15 +178,16 @@ class TripletSampler:
         source = np.full(len(user) + llm.shape[1], OBSERVED, dtype=np.int8)
         source[len(user) :] = LLM
         user = np.concatenate([user, llm[0]])
+        positive = np.concatenate([positive, llm[1]], dtype=np.int64)
         negative = np.concatenate([negative, llm[2]])
-        triplets = user, np.concatenate([positive, llm[1]]), negative, source
+        triplets = user, positive, negative, source
         if self.n_negatives == 1:
             return TripletBatch(*triplets)
         further = self._negatives(np.repeat(user, self.n_negatives - 1), random)
         neg_items = np.column_stack([negative, further.reshape(len(user), -1)])
         return ManyNegativesBatch(*triplets, neg_items)
 
-    def _edges(self, epoch: int, step: int, rank: int) -> NDArray[np.int64]:
+    def _edges(self, epoch: int, step: int, rank: int) -> NDArray[np.int32 | np.int64]:
         permutation = _permutation(self.seed, epoch, self.n_train)
         start = step * self.batch_size * self.world_size
         stop = min(start + self.batch_size * self.world_size, self.n_train)
@@ -207,13 +206,25 @@ class TripletSampler:
         negative = random.integers(self.n_items, size=len(user))
         todo = np.arange(len(user))
         while True:
-            key = user[todo] * self.n_items + negative[todo]
-            place = np.searchsorted(self.edge_key, key)
-            place[place == self.n_train] = 0
-            todo = todo[self.edge_key[place] == key]
+            todo = todo[self._has_met(user[todo], negative[todo])]
             if not len(todo):
                 return negative
             negative[todo] = random.integers(self.n_items, size=len(todo))
+
+    def _has_met(self, user: NDArray[np.int64], item: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return for each pair whether it is a train interaction.
+
+        A binary search in the user's own sorted items, for all pairs at once: its time does not
+        depend on the size of the data, and nothing is kept for it.
+        """
+        place, end = self.indptr[user], self.indptr[user + 1]
+        longest = int((end - place).max(initial=0))
+        for power in reversed(range(longest.bit_length())):
+            further = np.minimum(place + (1 << power), end)
+            np.copyto(place, further, where=self.items[further - 1] < item)
+        met: NDArray[np.bool_] = self.items[np.minimum(place, self.n_train - 1)] == item
+        met &= place < end
+        return met
 
     def _llm_triplets(
         self, user: NDArray[np.int64], random: np.random.Generator
@@ -230,10 +241,17 @@ class TripletSampler:
 
 
 @lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
-    permutation = keyed_generator(seed, _PERMUTATION, epoch).permutation(n)
+def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int32 | np.int64]:
+    # The order of `Generator.permutation(n)`, whose integers are twice as long.
+    permutation: NDArray[Any] = np.arange(n, dtype=_smallest(n))
+    keyed_generator(seed, _PERMUTATION, epoch).shuffle(permutation)
     permutation.flags.writeable = False  # shared by all samplers of this process
     return permutation
+
+
+def _smallest(n: int) -> type[np.int32 | np.int64]:
+    """Return the shorter integer type that counts to n."""
+    return np.int32 if n < 2**31 else np.int64
 
 
 def _check_settings(
