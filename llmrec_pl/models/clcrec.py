@@ -134,8 +134,13 @@ class CLCRec(Recommender):
     def _from_features(self, items: Tensor) -> Tensor:
         """Return f(x) of some items ``[n, d]``; a modality they lack counts as zeros."""
         tables = [cast("FeatureTable", t) for t in self.tables.values()]
-        rows = torch.cat([t.project_rows(items, nn.Identity()) for t in tables], dim=1)
-        encoded: Tensor = self.encoder(rows)
+        first, others = cast("nn.Linear", self.encoder[0]), self.encoder[1:]
+        # The product of concatenated rows, without the rows: they are the bulk of the memory.
+        weights = torch.split(first.weight, [t.dim for t in tables], dim=1)
+        hidden: Tensor = first.bias
+        for table, weight in zip(tables, weights, strict=True):
+            hidden = hidden + table.multiply_rows(items, weight)
+        encoded: Tensor = others(hidden)
         return encoded
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -56,6 +56,18 @@ class Source(nn.Module):
         raise NotImplementedError
 
 
+def read_and_project(weight: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    """Return ``rows[index] @ weight.T`` without a copy of these rows, ``[m, d]``.
+
+    Args:
+        weight: ``[d, dim]``; the gradient goes here only.
+        rows: ``[n, dim]``.
+        index: int64 ``[m]``.
+    """
+    product: Tensor = _ReadAndProject.apply(weight, rows, index)  # type: ignore[no-untyped-call]
+    return product
+
+
 class _ReadAndProject(torch.autograd.Function):
     """``rows[index] @ weight.T`` tile by tile; the backward pass reads the rows again.
 
@@ -135,8 +147,7 @@ class FrozenRows(Source):
         )
 
     def _product(self, weight: Tensor, index: Tensor) -> Tensor:
-        product: Tensor = _ReadAndProject.apply(weight, self.values, index)  # type: ignore[no-untyped-call]
-        return product
+        return read_and_project(weight, self.values, index)
 
     def _bias_share(self, index: Tensor) -> Tensor | None:
         return None if self.share is None else self.share[index]

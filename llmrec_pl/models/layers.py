@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterator, KeysView
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from llmrec_pl.data.features import Feature, FeatureStore
 from llmrec_pl.errors import ConfigError
+from llmrec_pl.models.frozen import read_and_project
 
 MaskToken = Literal["learned", "mean"]
 
@@ -92,9 +94,25 @@ class FeatureTable(nn.Module):
         Returns:
             ``[m, d]``.
         """
+        return self._of_distinct(nodes, lambda distinct: project(self.values[distinct]))
+
+    def multiply_rows(self, nodes: Tensor, weight: Tensor) -> Tensor:
+        """Return ``dense()[nodes] @ weight.T`` without a copy of the raw rows.
+
+        Args:
+            nodes: ``[m]``, repeats allowed.
+            weight: ``[d, dim]``; the gradient goes here only.
+
+        Returns:
+            ``[m, d]``.
+        """
+        return self._of_distinct(nodes, partial(read_and_project, weight, self.values))
+
+    def _of_distinct(self, nodes: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Compute each distinct row of some nodes once, zeros where unknown."""
         index = nodes if self.index is None else self.index[nodes]
         distinct, position = torch.unique(index.clamp(min=0), return_inverse=True)
-        rows = project(self.values[distinct])[position]
+        rows = compute(distinct)[position]
         return rows if self.index is None else rows * (index >= 0).unsqueeze(1).to(rows.dtype)
 
     def dense(self) -> Tensor:

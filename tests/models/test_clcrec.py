@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.data.features import Feature, FeatureStore
@@ -237,6 +238,42 @@ def test_it_needs_an_item_modality(moved_dataset):
 def test_values_out_of_range_are_refused_by_name(argument, value):
     with pytest.raises(ConfigError, match=rf"`{argument}`.*{value}"):
         CLCRec(**{argument: value})
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many values the largest tensor made by an operation has, backward pass included."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        stores = {x.untyped_storage().data_ptr() for x in args if isinstance(x, torch.Tensor)}
+        for out in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in stores:
+                self.size = max(self.size, out.numel())
+        return made
+
+
+def test_no_step_copies_the_features():
+    """A step meets 2,000 items of 64 columns; its largest own tensors have 20 columns at most."""
+    n, dim = 2_000, 64
+    random = np.random.default_rng(0)
+    edges = np.stack([np.arange(n) % 50, np.arange(n)])
+    dataset = InteractionDataset.from_edges("wide", 50, n, edges)
+    values = random.normal(size=(n, dim)).astype(np.float32)
+    model = CLCRec(embedding_dim=4, hidden_dim=20)
+    model.build_seeded(dataset, store([Feature("text", "item", "modality", values)]), seed=0)
+    items = torch.arange(n)
+    batch = {
+        "user": items % 50,
+        "pos_item": items,
+        "neg_item": items.flip(0),
+        "source": torch.zeros(n, dtype=torch.int8),
+    }
+    with Largest() as found:
+        sum(model.losses(batch).values()).backward()
+        model.eval().encode()
+    assert n * 20 <= found.size < n * dim
 
 
 def test_features_tell_which_users_like_a_cold_item():

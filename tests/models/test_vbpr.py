@@ -136,6 +136,19 @@ def test_projecting_rows_reads_no_row_twice():
     assert read == [2]
 
 
+def test_rows_are_multiplied_as_if_they_were_dense():
+    feature = odd_modalities(2)["CLIP-ViT B/32"]
+    table = FeatureTable(feature).double()
+    nodes = torch.tensor([0, 3, 7, 5, 0, 1])
+    ours, plain = (torch.ones(3, feature.dim).double().requires_grad_() for _ in range(2))
+    found = table.multiply_rows(nodes, ours)
+    expected = torch.from_numpy(feature.dense()).double()[nodes] @ plain.T
+    torch.testing.assert_close(found, expected)
+    for product in (found, expected):
+        (product * torch.arange(1.0, 19.0).view(6, 3).double()).sum().backward()
+    torch.testing.assert_close(ours.grad, plain.grad)
+
+
 def test_what_a_zero_weight_switches_off_is_left_out(toy_dataset, toy_batch):
     model = built(toy_dataset, odd_modalities(1), l2_weight=0.0, projection_l2_weight=0.0)
     assert set(model.losses(toy_batch)) == {"bpr"}
