@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Batch = dict[str, torch.Tensor]
 LLMPart = Literal["edges", "profiles", "attributes"]
+_PROCESSES = "number of processes"
+_REMEDY = {_PROCESSES: " with the same `--trainer.devices` times `--trainer.num_nodes`"}
 
 
 class _TripletDataset(Dataset[Batch]):
@@ -354,7 +356,7 @@ class RecDataModule(L.LightningDataModule):
             "`data.llm_parts`": sorted(self.llm_parts),
             "`data.llm_features_as_modalities`": self.llm_features_as_modalities,
             "`seed_everything`": self.seed,
-            "number of processes": batch_share(trainer).size,
+            _PROCESSES: batch_share(trainer).size,
             "`trainer.limit_train_batches`": trainer.limit_train_batches,
             "`trainer.accumulate_grad_batches`": trainer.accumulate_grad_batches,
             "batches an epoch": batches_an_epoch(
@@ -389,5 +391,5 @@ class RecDataModule(L.LightningDataModule):
                 raise CheckpointMismatchError(
                     f"cannot resume: the checkpoint was made with {key} = {value}, now it is "
                     f"{found['plan'][key]}, so the remaining batches would be others. Use the "
-                    "run's own config.yaml, or train anew."
+                    f"run's own config.yaml{_REMEDY.get(key, '')}, or train anew."
                 )
