@@ -97,19 +97,24 @@ def _each_gets_rows(n_rows: int, size: int) -> bool:
     return (size - 1) * -(-n_rows // size) < n_rows
 
 
-def clip_by_norm(parameters: Iterable[Tensor], max_norm: float) -> None:
-    """Scale gradients so that their norm over all processes is at most `max_norm`.
+def clip_sharded(parameters: Iterable[Tensor], limit: float, algorithm: str | None) -> None:
+    """Clip gradients of which some are sharded; PyTorch takes all of them so, or none.
 
-    PyTorch's own function takes either sharded parameters or whole ones, not both at once.
+    Args:
+        parameters: those without a gradient are left out.
+        limit: of the norm of all gradients of all processes together, or of each number.
+        algorithm: "norm" (the default) or "value".
     """
-    with_gradient = [p for p in parameters if p.grad is not None]
-    sharded = [p for p in with_gradient if isinstance(p, DTensor)]
-    whole = [p for p in with_gradient if not isinstance(p, DTensor)]
-    groups = [group for group in (sharded, whole) if group]
-    norms = [nn.utils.get_total_norm([p.grad for p in g if p.grad is not None]) for g in groups]
-    norm = torch.stack([full(n) for n in norms]).norm()
-    for group in groups:
-        nn.utils.clip_grads_with_norm_(group, max_norm, norm)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    local = [_local(gradient) for gradient in gradients]
+    if algorithm == "value":
+        for part in local:
+            part.clamp_(-limit, limit)
+        return
+    norms = [full(torch.linalg.vector_norm(gradient)) for gradient in gradients]
+    scale = (limit / (torch.stack(norms).norm() + 1e-6)).clamp(max=1.0)
+    for part in local:
+        part.mul_(scale)
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -117,17 +122,24 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 class RowShardedStrategy(ModelParallelStrategy):
     """Splits embedding tables by row within a group of processes; several groups split batches.
 
     The processes of a group work on the same batch, each with its rows of the tables, and leave
     the numbers of one process. Groups are data-parallel: each has a batch of its own, and
-    gradients are averaged over them.
+    gradients are averaged over them. Gradients are dense; precision is at most 32 bit.
 
     Args:
         data_parallel_size: number of groups; "auto" makes one a node.
         tensor_parallel_size: processes a group; "auto" takes all of a node.
         process_group_backend: as for Lightning's strategies.
+
+    Raises:
+        ConfigError: the sizes do not multiply to the number of processes; by `set_world_ranks`.
     """
 
     def __init__(
@@ -148,6 +160,17 @@ class RowShardedStrategy(ModelParallelStrategy):
         """Number of groups and this process's; known before the processes meet."""
         size = self._group_size()
         return {"num_replicas": self.world_size // size, "rank": self.global_rank // size}
+
+    def set_world_ranks(self) -> None:
+        """Take the numbers of nodes and devices, and hold the sizes against them."""
+        super().set_world_ranks()
+        size, n = self._group_size(), self.num_nodes * self.num_processes
+        groups = self.num_nodes if self._data_parallel_size == "auto" else self._data_parallel_size
+        if groups * size != n:
+            raise ConfigError(
+                f"`data_parallel_size` ({groups}) times `tensor_parallel_size` ({size}) must be "
+                f"the number of processes, {n}; see `--trainer.devices` and `--trainer.num_nodes`."
+            )
 
     def _group_size(self) -> int:
         size = self._tensor_parallel_size
@@ -174,8 +197,7 @@ class RowShardedStrategy(ModelParallelStrategy):
         assert self.model is not None
         for parameter in self.model.parameters() if groups.size() > 1 else ():
             if parameter.grad is not None:
-                gradient = parameter.grad
-                local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+                local = _local(parameter.grad)
                 torch.distributed.all_reduce(local, group=groups.get_group())
                 local.div_(groups.size())
 

@@ -28,7 +28,7 @@ from llmrec_pl.data.provenance import check_same_data
 from llmrec_pl.data.shares import batch_share
 from llmrec_pl.errors import CheckpointMismatchError, ConfigError
 from llmrec_pl.optimizers import check_gradients, clip_sparse, process_backend
-from llmrec_pl.sharding import clip_by_norm, full, shard_tables
+from llmrec_pl.sharding import clip_sharded, full, shard_tables
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 SchedulerCallable = Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -259,10 +259,10 @@ class Recommender(L.LightningModule):
         """Clip as Lightning does, also where parameters are sharded or gradients sparse."""
         if self.sparse_gradients and gradient_clip_val:
             clip_sparse(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
-        elif self.device_mesh is None or gradient_clip_algorithm == "value":
+        elif self.device_mesh is not None and gradient_clip_val:
+            clip_sharded(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
+        else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:
-            clip_by_norm(self.parameters(), gradient_clip_val)
 
     def ranking_rows(self, users: Tensor) -> Representations:
         """Return vectors of some users ``[n]`` and of all items, in float32, to rank by.

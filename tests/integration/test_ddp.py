@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -18,6 +19,7 @@ from llmrec_pl.errors import CheckpointMismatchError
 from llmrec_pl.models.mf import MF
 
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]
+ROOT = Path(__file__).parents[2]
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 ONE = ("--trainer.devices", "1", "--trainer.strategy", "auto")
 PLAN = ("--data.batch_size", "250", "--data.sampling", "edge", "--trainer.max_epochs")
@@ -27,11 +29,13 @@ SGD = (
     *("--model.init_args.optimizer.init_args.lr", LR),
     *("--model.init_args.optimizer.init_args.weight_decay", 0),
 )
+LESS_COPYING = ("--config", ROOT / "configs/parallel/ddp.yaml", "--trainer.devices", "2")
+BOTH = {"gradient_clip_val": 0.001, "accumulate_grad_batches": 2}
 STEPPING = {
-    "plain": {},
-    "clipped": {"gradient_clip_val": 0.001},
-    "accumulated": {"accumulate_grad_batches": 2},
-    "both": {"gradient_clip_val": 0.001, "accumulate_grad_batches": 2},
+    "plain": (TWO, {}),
+    "clipped and accumulated": (TWO, BOTH),
+    "less copying": (LESS_COPYING, {}),
+    "less copying, clipped and accumulated": (LESS_COPYING, BOTH),
 }
 
 
@@ -99,8 +103,8 @@ def root(llmrec_arguments, small_data, tmp_path_factory):
         llmrec("from_middle", *PLAN, 3, "--ckpt_path", middle),
         *(copied(stage) for stage in ("validate", "test", "predict")),
         *(
-            [*mf_arguments(small_data, root / name, options), *TWO]
-            for name, options in STEPPING.items()
+            [*mf_arguments(small_data, root / name, options), *strategy]
+            for name, (strategy, options) in STEPPING.items()
         ),
     ]
     first, second = do_together(jobs, root / "jobs")
@@ -131,7 +135,7 @@ def test_ranks_draw_other_negatives(root):
 
 @pytest.mark.parametrize("name", STEPPING)
 def test_a_step_is_that_of_both_batches_in_one_process(root, small_data, name):
-    options = STEPPING[name]
+    options = STEPPING[name][1]
     dataset = InteractionDataset.load(small_data)
     model = MF(embedding_dim=8, l2_weight=0.1)
     model.build_seeded(dataset, FeatureStore({}), seed=2026)
