@@ -101,6 +101,10 @@ class _UserDataset(Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         return self.users[index]
 
+    def __getitems__(self, indices: list[int]) -> torch.Tensor:
+        """Return a whole batch, which torch's loaders ask for where they can."""
+        return self.users[indices]
+
     def __len__(self) -> int:
         return len(self.users)
 
@@ -111,8 +115,8 @@ def _restore_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _collate_users(users: list[torch.Tensor]) -> Batch:
-    return {"user": torch.stack(users)}
+def _collate_users(users: Any) -> Batch:  # noqa: ANN401 (a tensor, typed as a list by torch)
+    return {"user": users}
 
 
 class RecDataModule(L.LightningDataModule):

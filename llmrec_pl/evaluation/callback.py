@@ -216,15 +216,20 @@ class AllRankingEvaluator(L.Callback):
         ids = top_k(user, item, max(self.ks), seen, self.item_tile)[0].to(self.device)
         row, column = sparse_rows(self.relevant, users)
         hits, relevant = self._hits(ids, row, column), self._per_row(row, len(users))
-        self.metrics["all"].update(hits, relevant)
+        counted = relevant > 0
+        counted_hits, counted_relevant = hits[counted], relevant[counted]
+        values = per_user_metrics(counted_hits, counted_relevant, self.ks, self.profile)
+        self.metrics["all"].update(counted_hits, counted_relevant, values)
         if not self.detailed:
             return
         self.metrics["exposure"].update(ids)
-        self._update_groups(ids, hits, row, column, users)
-        counted = relevant > 0
-        hits, relevant = hits[counted], relevant[counted]
-        values = per_user_metrics(hits, relevant, self.ks, self.profile)
-        named = [torch.from_numpy(users).to(self.device)[counted], relevant, *values.values()]
+        self._update_item_groups(ids, hits, row, column)
+        cold = torch.from_numpy(self.cold_user[users]).to(self.device)[counted]
+        for name, inside in (("cold_users", cold), ("warm_users", ~cold)):
+            of_group = {key: value[inside] for key, value in values.items()}
+            self.metrics[name].update(counted_hits[inside], counted_relevant[inside], of_group)
+        who = torch.from_numpy(users).to(self.device)[counted]
+        named = [who, counted_relevant, *values.values()]
         self.metrics["per_user"].update(torch.stack([v.double() for v in named], dim=1))
 
     def _hits(self, ids: Tensor, row: NDArray[np.int64], column: NDArray[np.int64]) -> Tensor:
@@ -236,24 +241,15 @@ class AllRankingEvaluator(L.Callback):
         listed = torch.arange(n, device=self.device).unsqueeze(1) * n_items + ids.clamp(min=0)
         return (keys[torch.searchsorted(keys, listed)] == listed) & (ids >= 0)
 
-    def _update_groups(
-        self,
-        ids: Tensor,
-        hits: Tensor,
-        row: NDArray[np.int64],
-        column: NDArray[np.int64],
-        users: NDArray[np.int64],
+    def _update_item_groups(
+        self, ids: Tensor, hits: Tensor, row: NDArray[np.int64], column: NDArray[np.int64]
     ) -> None:
         group = self.item_group_tensor[ids.clamp(min=0)]
         for code, name in enumerate(ITEM_GROUPS):
             inside = row[self.item_group[column] == code]
             self.metrics[f"{name}_items"].update(
-                hits & (group == code), self._per_row(inside, len(users))
+                hits & (group == code), self._per_row(inside, len(hits))
             )
-        relevant = self._per_row(row, len(users))
-        cold = torch.from_numpy(self.cold_user[users]).to(self.device)
-        self.metrics["cold_users"].update(hits[cold], relevant[cold])
-        self.metrics["warm_users"].update(hits[~cold], relevant[~cold])
 
     def _per_row(self, row: NDArray[np.int64], n: int) -> Tensor:
         return torch.from_numpy(np.bincount(row, minlength=n)).to(self.device)

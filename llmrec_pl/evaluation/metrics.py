@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from llmrec_pl.evaluation.groups import gini
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 IdealDCG = Literal["relevant", "retrieved"]
 MapDivisor = Literal["relevant", "clipped"]
@@ -194,11 +194,21 @@ class RankingMetrics(Metric):
         self.add_state("n_users", torch.zeros((), dtype=torch.int64), "sum")
         self.add_state("n_hits", torch.zeros(len(self.ks), dtype=torch.int64), "sum")
 
-    def update(self, hits: Tensor, n_relevant: Tensor) -> None:
-        """Add users; those with `n_relevant` 0 are left out. See `per_user_metrics`."""
-        counted = n_relevant > 0
-        hits, n_relevant = hits[counted], n_relevant[counted]
-        values = per_user_metrics(hits, n_relevant, self.ks, self.profile)
+    def update(
+        self, hits: Tensor, n_relevant: Tensor, values: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Add users; those with `n_relevant` 0 are left out.
+
+        Args:
+            hits: see `per_user_metrics`.
+            n_relevant: see `per_user_metrics`.
+            values: what `per_user_metrics` gives for these users, where it is known already;
+                then `n_relevant` must be positive.
+        """
+        if values is None:
+            counted = n_relevant > 0
+            hits, n_relevant = hits[counted], n_relevant[counted]
+            values = per_user_metrics(hits, n_relevant, self.ks, self.profile)
         self.sums += torch.stack([values[name].sum() for name in self.names])
         self.n_users += len(hits)
         self.n_hits += torch.stack([hits[:, :k].sum() for k in self.ks])

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 NO_ITEM = -1
 """Fills a list where fewer than K items can be ranked."""
-CPU_BLOCK = 64
-"""Users scored at once on a CPU: their scores stay in its cache from the product to the top-K."""
+_CPU_SCORES = 1 << 20
+"""Scores of one product on a CPU, whose cache they stay in until the K best are found."""
 _LEAST = 64
+"""Rows of either matrix in a product, at least."""
 _LOW = 0xFFFFFFFF
 
 
@@ -44,10 +45,10 @@ def top_k(
 ) -> tuple[Tensor, Tensor]:
     """Rank all items for some users and keep the best K.
 
-    Scores take users x `item_tile` floats at most, on a CPU 64 x `item_tile`, never users x
-    items. Equal scores are ordered by item id, so the result does not depend on the tiles.
-    Scores are float32, also under autocast: half precision leaves few distinct scores among
-    thousands of items.
+    Scores take users x `item_tile` floats at most, never users x items, and on a CPU less: 64 x
+    `item_tile`, or a million for smaller tiles. Equal scores are ordered by item id, so the
+    result does not depend on the tiles. Scores are float32, also under autocast: half precision
+    leaves few distinct scores among thousands of items.
 
     Args:
         user: ``[n, d]``.
@@ -84,7 +85,7 @@ def top_k(
     assert best is not None
     best = best.sort(dim=1, descending=True).values
     values = _to_score(best)
-    ids = torch.where(values == -torch.inf, NO_ITEM, _LOW - (best & _LOW))
+    ids = torch.where(values == -torch.inf, NO_ITEM, _to_item(best))
     return ids, values
 
 
@@ -116,52 +117,63 @@ def _tile_top_k(
         seen: (row, column) pairs that are not to be ranked, sorted by row.
         offset: id of the first item.
     """
-    block = CPU_BLOCK if user.device.type == "cpu" else max(len(user), 1)
+    on_cpu = user.device.type == "cpu"
+    block = max(_LEAST, _CPU_SCORES // len(item)) if on_cpu else max(len(user), 1)
     starts = range(0, max(len(user), 1), block)
     cuts = np.searchsorted(seen[0], [*starts, len(user)])
     row, column = (torch.from_numpy(part).to(user.device) for part in seen)
-    right = _at_least(item.float(), _LEAST)
-    scores = torch.empty(block, len(right), device=user.device)
-    keys = []
+    right = _padded(item.float())
+    # One piece of memory for all blocks: fresh pages cost as much as the product.
+    shape = max(min(block, len(user)), _LEAST), len(right)
+    scores = torch.empty(shape, dtype=torch.float32, device=user.device)
+    values = scores.new_empty(len(user), min(k + 1, len(item)))
+    columns = torch.empty_like(values, dtype=torch.int64)
     for start, first, last in zip(starts, cuts[:-1], cuts[1:], strict=True):
-        left = user[start : start + block].float()
-        # One piece of memory for all blocks: fresh pages cost as much as the product.
+        here = slice(start, min(start + block, len(user)))
+        left = _padded(user[here].float())
         with torch.autocast(user.device.type, enabled=False):
-            torch.mm(_at_least(left, block), right.T, out=scores)
-        found = scores[: len(left), : len(item)]
-        found[row[first:last] - start, column[first:last]] = -torch.inf
-        keys.append(_largest(found, k, offset))
-    return torch.cat(keys)
+            torch.mm(left, right.T, out=scores[: len(left)])
+        valid = scores[: here.stop - start, : len(item)]
+        valid[row[first:last] - start, column[first:last]] = -torch.inf
+        _largest(valid, k, values[here], columns[here])
+    return _to_key(values[:, :k], columns[:, :k] + offset)
 
 
-def _at_least(rows: Tensor, n: int) -> Tensor:
-    """Append zeros up to `n` rows.
+def _padded(rows: Tensor) -> Tensor:
+    """Append zeros where there are few rows.
 
-    A BLAS sums in another order where a matrix has few rows; so padded, a score has the same
-    bits in every tile.
+    A BLAS sums in another order for a matrix of few rows; so padded, a score has the same bits
+    in every tile.
     """
-    return rows if len(rows) >= n else F.pad(rows, (0, 0, 0, n - len(rows)))
+    return rows if len(rows) >= _LEAST else F.pad(rows, (0, 0, 0, _LEAST - len(rows)))
 
 
-def _largest(scores: Tensor, k: int, offset: int) -> Tensor:
-    """Return the K largest (score, -id) keys of each row, unordered, ``[n, k]`` int64."""
-    wanted = min(k + 1, scores.shape[1])
-    values, ids = scores.topk(wanted, dim=1)
+def _largest(scores: Tensor, k: int, values: Tensor, columns: Tensor) -> None:
+    """Find the K largest scores of each row and their columns, and one more where there is.
+
+    Of equal scores the first columns are among the K, in any order.
+
+    Args:
+        scores: ``[n, m]``.
+        k: at most m.
+        values: written, ``[n, min(k + 1, m)]`` float32.
+        columns: written, of the same shape, int64.
+    """
+    torch.topk(scores, values.shape[1], dim=1, out=(values, columns))
     # topk puts NaN first, so one look at the best score finds any.
     if bool(values[:, 0].isnan().any()):
         raise LLMRecError(
             "a score is NaN: training diverged or a feature is damaged; lower the learning rate "
             "or check the features with `python -m llmrec_pl describe`."
         )
-    keys = _to_key(values[:, :k], ids[:, :k] + offset)
-    if wanted == k:
-        return keys
+    if values.shape[1] == k:
+        return
     # A tie across the border of the list: which of the equal items is in must not be left to topk.
     tied = (values[:, k - 1] == values[:, k]) & (values[:, k] > -torch.inf)
     if bool(tied.any()):
-        every = torch.arange(offset, offset + scores.shape[1], device=scores.device)
-        keys[tied] = _to_key(scores[tied], every).topk(k, dim=1).values
-    return keys
+        every = torch.arange(scores.shape[1], device=scores.device)
+        keys = _to_key(scores[tied], every).topk(k, dim=1).values
+        values[tied, :k], columns[tied, :k] = _to_score(keys), _to_item(keys)
 
 
 def _to_key(score: Tensor, item: Tensor) -> Tensor:
@@ -175,3 +187,7 @@ def _to_score(key: Tensor) -> Tensor:
     ordered = key >> 32
     bits = torch.where(ordered >= 0, ordered, ordered ^ 0x7FFFFFFF)
     return bits.int().view(torch.float32)
+
+
+def _to_item(key: Tensor) -> Tensor:
+    return _LOW - (key & _LOW)

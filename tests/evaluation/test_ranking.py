@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec_pl.errors import ConfigError, LLMRecError
-from llmrec_pl.evaluation.ranking import CPU_BLOCK, NO_ITEM, sparse_rows, top_k
+from llmrec_pl.evaluation import ranking
+from llmrec_pl.evaluation.ranking import NO_ITEM, sparse_rows, top_k
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 
@@ -131,8 +132,9 @@ def test_tiles_change_no_list_of_gaussian_embeddings(rows, tile):
     torch.testing.assert_close(torch.cat([p[1] for p in parts]), whole_values, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("n", [CPU_BLOCK - 1, CPU_BLOCK, 3 * CPU_BLOCK + 1])
-def test_masks_fall_on_the_right_users_of_every_block_in_any_order(n):
+@pytest.mark.parametrize("n", [63, 64, 193])
+def test_masks_fall_on_the_right_users_of_every_block_in_any_order(n, monkeypatch):
+    monkeypatch.setattr(ranking, "_CPU_SCORES", 64 * 30)  # several blocks also of few users
     rng = np.random.default_rng(6)
     scores = rng.integers(-3, 4, (n, 30)).astype(float)
     seen = {(int(u), int(i)) for u, i in zip(*np.nonzero(rng.random((n, 30)) < 0.4), strict=True)}
