@@ -100,12 +100,13 @@ def _update_rows(parameter: Tensor, state: dict[str, Tensor], group: dict[str, A
     (beta1, beta2), lr = group["betas"], group["lr"]
     state["step"] += 1
     step = state["step"].item()
-    first = state["exp_avg"][rows].lerp_(values, 1 - beta1)
-    second = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(values, values, value=1 - beta2)
+    first, second = (state[name].index_select(0, rows) for name in ("exp_avg", "exp_avg_sq"))
+    first.lerp_(values, 1 - beta1)
+    second.mul_(beta2).addcmul_(values, values, value=1 - beta2)
     state["exp_avg"].index_copy_(0, rows, first)
     state["exp_avg_sq"].index_copy_(0, rows, second)
     denominator = second.sqrt_().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
-    updated = parameter[rows].mul_(1 - lr * group["weight_decay"])
+    updated = parameter.index_select(0, rows).mul_(1 - lr * group["weight_decay"])
     updated.addcdiv_(first, denominator, value=-lr / (1 - beta1**step))
     parameter.index_copy_(0, rows, updated)
 
