@@ -238,6 +238,21 @@ def test_accumulated_batches_equal_one_batch():
     assert whole.compute()["hits@5"] == int(case.hits[:, :5].sum())
 
 
+def test_known_values_are_summed_as_they_are():
+    case = random_case(4, k_max=20)
+    known = per_user_metrics(case.hits, case.n_relevant, (5, 20), STANDARD)
+    computed, given_values = (RankingMetrics((5, 20), STANDARD) for _ in range(2))
+    computed.update(case.hits, case.n_relevant)
+    given_values.update(case.hits, case.n_relevant, known)
+    assert given_values.compute() == computed.compute()
+    doubled = {name: 2 * value for name, value in known.items()}
+    given_values.update(case.hits, case.n_relevant, doubled)
+    half_more = {name: 1.5 * computed.compute()[name] for name in known}
+    found = given_values.compute()
+    assert {name: found[name] for name in known} == pytest.approx(half_more)
+    assert found["users"] == 2 * len(case.hits)
+
+
 def test_users_without_held_out_items_are_not_counted():
     metrics = RankingMetrics((1,), STANDARD)
     metrics.update(torch.tensor([[True], [False], [False]]), torch.tensor([2, 0, 1]))
@@ -365,7 +380,11 @@ def test_two_processes_give_the_result_of_one(tmp_path):
         subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, str(rank), str(tmp_path)])
         for rank in range(2)
     ]
-    assert [p.wait(120) for p in processes] == [0, 0]
+    try:
+        assert [p.wait(120) for p in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     ranking = RankingMetrics((5, 20), STANDARD)
     ranking.update(case.hits, case.n_relevant)
     exposure = ExposureMetrics((5, 20), popularity)
