@@ -128,7 +128,11 @@ def hold_out(
 
 
 def netflix_size(
-    *, repeated: bool = False, dtype: type[np.floating[Any]] = np.float32, seed: int = 0
+    *,
+    repeated: bool = False,
+    dtype: type[np.floating[Any]] = np.float32,
+    seed: int = 0,
+    scale: float = 1.0,
 ) -> tuple[InteractionDataset, FeatureStore]:
     """Make a data set as large as the released Netflix one, with all features of LLMRec.
 
@@ -141,16 +145,18 @@ def netflix_size(
             of being all distinct.
         dtype: of the features, float16 or float32.
         seed: of everything.
+        scale: of users, items, edges and distinct attributes, below 1 to try things out.
     """
-    rng = np.random.default_rng(seed)
-    edges = power_law_edges(
-        NETFLIX_USERS, NETFLIX_ITEMS, NETFLIX_EDGES + NETFLIX_USERS, seed=seed, activity=0.1
+    n_users, n_items, n_edges = (
+        int(n * scale) for n in (NETFLIX_USERS, NETFLIX_ITEMS, NETFLIX_EDGES)
     )
-    train, val = hold_out(edges, NETFLIX_USERS, NETFLIX_USERS, seed)
+    rng = np.random.default_rng(seed)
+    edges = power_law_edges(n_users, n_items, n_edges + n_users, seed=seed, activity=0.1)
+    train, val = hold_out(edges, n_users, n_users, seed)
     # Users with a single edge keep it: the surplus leaves train elsewhere.
-    surplus = _surplus(train, NETFLIX_EDGES, rng)
+    surplus = _surplus(train, n_edges, rng)
     dataset = InteractionDataset.from_edges(
-        "netflix-size", NETFLIX_USERS, NETFLIX_ITEMS, train[:, ~surplus], val
+        "netflix-size", n_users, n_items, train[:, ~surplus], val
     )
 
     def feature(name: str, side: Side, group: Group, n: int, n_distinct: int = 0) -> Feature:
@@ -161,13 +167,13 @@ def netflix_size(
         return Feature(name, side, group, rows.astype(dtype, copy=False), index)
 
     features = [
-        feature("text", "item", "modality", NETFLIX_ITEMS),
-        feature("image", "item", "modality", NETFLIX_ITEMS),
-        feature("profile", "user", "profile", NETFLIX_USERS),
+        feature("text", "item", "modality", n_items),
+        feature("image", "item", "modality", n_items),
+        feature("profile", "user", "profile", n_users),
     ]
     for name, n_distinct in NETFLIX_ATTRIBUTES.items():
-        count = n_distinct if repeated else 0
-        features.append(feature(name, "item", "attribute", NETFLIX_ITEMS, count))
+        count = int(n_distinct * scale) if repeated else 0
+        features.append(feature(name, "item", "attribute", n_items, count))
     return dataset, FeatureStore({f.name: f for f in features})
 
 
