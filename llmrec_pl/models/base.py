@@ -10,9 +10,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -27,6 +26,8 @@ from llmrec_pl.data.features import FeatureStore
 from llmrec_pl.data.provenance import check_same_data
 from llmrec_pl.data.shares import batch_share
 from llmrec_pl.errors import CheckpointMismatchError, ConfigError
+from llmrec_pl.models.ranking_steps import RankingSteps
+from llmrec_pl.models.ranking_steps import Representations as Representations  # for authors
 from llmrec_pl.optimizers import check_gradients, clip_sparse, process_backend
 from llmrec_pl.sharding import clip_sharded, full, shard_tables
 
@@ -35,19 +36,7 @@ SchedulerCallable = Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler]
 _DROPOUT_STREAM = 4  # streams 1 to 3 belong to the sampler
 
 
-class Representations(NamedTuple):
-    """User and item vectors whose inner product is the score.
-
-    Attributes:
-        user: ``[n, d]``.
-        item: ``[m, d]``.
-    """
-
-    user: Tensor
-    item: Tensor
-
-
-class Recommender(L.LightningModule):
+class Recommender(RankingSteps):
     """A two-tower recommender; a subclass implements `build` and `encode`.
 
     Models trained by gradients have the parameters ``user_embedding.weight`` and
@@ -66,8 +55,6 @@ class Recommender(L.LightningModule):
     """Observed triplets a step: a hint to `build` for what is faster, never for a result."""
     sparse_gradients = False
     """Whether `make_embeddings` makes tables with sparse gradients, for a lazy optimizer."""
-    row_wise = False
-    """Whether `encode_rows` reads no rows but those asked for, which sharded tables profit from."""
 
     def __init__(
         self,
@@ -85,7 +72,6 @@ class Recommender(L.LightningModule):
         self.embedding_dim, self.l2_weight = embedding_dim, l2_weight
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self._built = False
-        self._evaluated: Representations | None = None
         self._logged: dict[str, Tensor] = {}
         self._n_logged = 0
 
@@ -263,49 +249,6 @@ class Recommender(L.LightningModule):
             clip_sharded(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def ranking_rows(self, users: Tensor) -> Representations:
-        """Return vectors of some users ``[n]`` and of all items, in float32, to rank by.
-
-        By default those of `encode`, which runs once and is kept until an evaluation begins or
-        ends. A model whose vectors are too long for that may override it with any vectors of the
-        same inner products.
-        """
-        by_row = self.row_wise and self.device_mesh is not None
-        # Half precision leaves few distinct scores among thousands of items.
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            if self._evaluated is None:
-                vectors = self._all_items(users[:0]) if by_row else self.encode()
-                self._evaluated = Representations(*(x.detach().float() for x in vectors))
-            if by_row:  # the user table need not fit into one process
-                user = self.encode_rows(users, users[:0]).user.float()
-                return Representations(user, self._evaluated.item)
-        return Representations(self._evaluated.user[users], self._evaluated.item)
-
-    def _all_items(self, no_user: Tensor) -> Representations:
-        every = torch.arange(self.item_embedding.num_embeddings, device=no_user.device)
-        return self.encode_rows(no_user, every)
-
-    def _evaluation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Representations:
-        rows = self.ranking_rows(batch.get("group_user", batch["user"]))
-        if "group_user" not in batch:
-            return rows
-        own = torch.isin(batch["group_user"], batch["user"])
-        return Representations(rows.user[own], rows.item)
-
-    validation_step = _evaluation_step  # type: ignore[assignment]
-    test_step = _evaluation_step  # type: ignore[assignment]
-    predict_step = _evaluation_step
-
-    def _drop_evaluated(self) -> None:
-        self._evaluated = None
-
-    on_validation_epoch_start = _drop_evaluated
-    on_test_epoch_start = _drop_evaluated
-    on_predict_epoch_start = _drop_evaluated
-    on_validation_epoch_end = _drop_evaluated
-    on_test_epoch_end = _drop_evaluated
-    on_predict_epoch_end = _drop_evaluated
 
     # Checkpoints.
 
