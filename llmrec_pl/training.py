@@ -32,6 +32,7 @@ from llmrec_pl.evaluation.metrics import metric_names
 from llmrec_pl.evaluation.plots import plot_history
 from llmrec_pl.evaluation.predictions import PredictionWriter
 from llmrec_pl.evaluation.tables import groups_table, metrics_table
+from llmrec_pl.metrics_file import MetricsFile
 from llmrec_pl.models.base import Recommender
 from llmrec_pl.progress_bar import training_progress
 
@@ -121,9 +122,11 @@ class RecommenderCLI(LightningCLI):
             kwargs["enable_progress_bar"] = isinstance(bar, L.pytorch.callbacks.ProgressBar)
             callbacks = [*callbacks, bar]
         kwargs["callbacks"] = callbacks
+        fit = self.subcommand == "fit" and not config.get("fast_dev_run")
         if config.get("logger") is None:
-            fit = self.subcommand == "fit" and not config.get("fast_dev_run")
             kwargs["logger"] = self._loggers(config) if fit else False
+        elif isinstance(config["logger"], MetricsFile) and not fit:
+            kwargs["logger"] = False  # an evaluation is no part of the curve
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self, config: Any) -> list[Any]:  # noqa: ANN401

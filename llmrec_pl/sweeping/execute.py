@@ -41,9 +41,14 @@ def _complete(run: Run) -> None:
     if run.metrics("val") is None:
         _fit(run)
     if run.test and run.metrics("test") is None:
-        best = run.folder / "checkpoints" / "best.ckpt"
-        config = run.folder / "config.yaml"
-        train(["test", "--config", str(config), "--ckpt_path", str(best)], quiet=True)
+        _evaluate(run, "test")
+
+
+def _evaluate(run: Run, subcommand: str) -> None:
+    best = run.folder / "checkpoints" / "best.ckpt"
+    files = ["--config", str(run.folder / "config.yaml"), "--ckpt_path", str(best)]
+    # Folders that were begun with Lightning's CSVLogger would lose their curve to it.
+    train([subcommand, *files, "--trainer.logger", "false"], quiet=True)
 
 
 def _fit(run: Run) -> None:
@@ -53,9 +58,7 @@ def _fit(run: Run) -> None:
     last = run.folder / "checkpoints" / "last.ckpt"
     if last.is_file():
         if _had_ended(last):
-            best = run.folder / "checkpoints" / "best.ckpt"
-            config = run.folder / "config.yaml"
-            train(["validate", "--config", str(config), "--ckpt_path", str(best)], quiet=True)
+            _evaluate(run, "validate")
             return
         arguments += ["--ckpt_path", str(last)]
     train(["fit", *arguments], quiet=True)
@@ -63,11 +66,11 @@ def _fit(run: Run) -> None:
 
 def _trainer(folder: Path) -> dict[str, Any]:
     """Put the run's files into its folder, and nothing else."""
-    where = {"save_dir": str(folder.parent), "name": "", "version": folder.name}
+    where = {"folder": str(folder)}
     return {
         "enable_progress_bar": False,
         "default_root_dir": str(folder),
-        "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": where},
+        "logger": {"class_path": "llmrec_pl.metrics_file.MetricsFile", "init_args": where},
     }
 
 

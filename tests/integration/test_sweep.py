@@ -70,6 +70,23 @@ def test_means_deviations_and_per_user_rows_are_those_of_the_runs(finished):
     assert (folder / "runs/small_val.png").stat().st_size > 5_000
 
 
+def rows_of(run):
+    """Rows of the curve, of the epochs' validations and of the rest."""
+    rows = pl.read_csv(run / "metrics.csv")
+    validated = rows.filter(pl.col("val/recall@20").is_not_null()).drop(
+        pl.selectors.starts_with("train/")
+    )
+    return validated, rows.filter(pl.col("val/recall@20").is_null())
+
+
+def test_the_test_split_leaves_the_curve_of_training(finished):
+    folder, _ = finished
+    validated, trained = rows_of(folder / "runs/mf/seed-1")
+    assert validated["epoch"].to_list() == [0, 1, 2, 3], "three epochs, and the selected one again"
+    assert trained["epoch"].to_list() == [0, 1, 2]
+    assert trained["train/bpr"].null_count() == 0
+
+
 def test_a_finished_sweep_is_only_read(finished, capsys):
     folder, path = finished
     before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*.ckpt")}
@@ -161,7 +178,7 @@ def test_a_killed_sweep_goes_on_in_the_middle_of_a_run(tmp_path, small_data):
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     run = tmp_path / "killed/runs/mf/seed-1"
     last = run / "checkpoints/last.ckpt"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
@@ -181,6 +198,8 @@ def test_a_killed_sweep_goes_on_in_the_middle_of_a_run(tmp_path, small_data):
     ]
     for name, tensor in states[0]["state_dict"].items():
         assert torch.equal(tensor, states[1]["state_dict"][name])
+    curves = [rows_of(tmp_path / n / "runs/mf/seed-1")[0] for n in ("killed", "calm")]
+    assert curves[0].equals(curves[1])
 
 
 def test_a_run_that_fails_leaves_the_others_and_is_named(tmp_path, small_data):
