@@ -114,11 +114,10 @@ class RecommenderCLI(LightningCLI):
         """Add atomic checkpoints, a progress display, and loggers in a folder of the run's own."""
         config = self.config_init[self.subcommand]["trainer"]
         kwargs["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
-        monitor = self.config[self.subcommand].checkpoint.monitor
         self.cost = RunCost()
         callbacks = [*_as_list(config.get("callbacks")), self.cost]
         if config.get("enable_progress_bar") is not False and not config.get("fast_dev_run"):
-            bar = training_progress(monitor)
+            bar = training_progress()
             kwargs["enable_progress_bar"] = isinstance(bar, L.pytorch.callbacks.ProgressBar)
             callbacks = [*callbacks, bar]
         kwargs["callbacks"] = callbacks

@@ -11,6 +11,7 @@ import yaml
 
 from llmrec_pl.checkpoints import read_checkpoint
 from llmrec_pl.errors import CheckpointMismatchError
+from llmrec_pl.progress_bar import worker_progress
 from llmrec_pl.training import run as train
 from llmrec_pl.workers import in_one_line
 
@@ -61,7 +62,8 @@ def _fit(run: Run) -> None:
             _evaluate(run, "validate")
             return
         arguments += ["--ckpt_path", str(last)]
-    train(["fit", *arguments], quiet=True)
+    shown = worker_progress(f"{run.name}, seed {run.seed}")
+    train(["fit", *arguments], callbacks=shown, quiet=True)
 
 
 def _trainer(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import optuna
 import yaml
 from lightning.pytorch.trainer.states import TrainerFn
 
+from llmrec_pl.progress_bar import worker_progress
 from llmrec_pl.tuning.storage import open_study
 from llmrec_pl.workers import in_one_line
 
@@ -120,7 +121,7 @@ def run_trial(job: TrialJob) -> dict[str, Any]:
                 *("--config", str(config)),
                 *(x for name, value in fixed.items() for x in (f"--{name}", value)),
             ],
-            callbacks=[watch],
+            callbacks=[watch, *worker_progress(f"{job.study.name}, trial {trial.number}")],
             quiet=True,
         )
     except Exception as failure:  # a diverged or impossible setting ends its own trial only

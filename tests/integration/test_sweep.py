@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import pytest
 import torch
 import yaml
 
+from llmrec_pl import progress_bar
 from llmrec_pl.cli import main, run_plain
 from llmrec_pl.errors import ConfigError
+from llmrec_pl.sweeping.execute import execute
 from llmrec_pl.sweeping.plan import folder_name, read_sweep
 from llmrec_pl.sweeping.report import put_into
 
@@ -211,6 +214,27 @@ def test_a_run_that_fails_leaves_the_others_and_is_named(tmp_path, small_data):
         run_plain("sweep", [str(path)])
     assert (tmp_path / "runs/good/seed-1/metrics/val.json").is_file()
     assert "embedding_dim" in (tmp_path / "runs/bad/seed-1/error.txt").read_text()
+
+
+def test_a_run_in_a_worker_says_where_it_is_on_standard_error(
+    tmp_path, small_data, monkeypatch, capsys
+):
+    monkeypatch.setattr(progress_bar, "PLAIN_INTERVAL", 0.0)
+    entries = {"MF of ours": str(MODELS / "mf.yaml")}
+    path = written(tmp_path, small_data, entries=entries, seeds=[7], test=False)
+    (run,) = read_sweep(str(path), {}).runs([])
+    run.folder.mkdir(parents=True)
+    assert execute(run) is None
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("MF of ours, seed 7: epoch ")]
+    steps = int(re.search(r"step 1/(\d+)$", lines[0])[1])
+    assert len(lines) == 3 * steps
+    record = run.metrics("val")["metrics"]
+    number = r"val/recall@20 \d\.\d{4}"
+    last = rf"MF of ours, seed 7: epoch 3/3, step {steps}/{steps}, {number}, best ({number})"
+    found = re.fullmatch(last, lines[-1])[1]
+    assert 0 < float(found.split()[1]) <= round(record["recall@20"], 4)
+    assert out == ""
 
 
 def test_a_config_the_parser_refuses_ends_its_own_run_only(tmp_path, small_data, capfd):

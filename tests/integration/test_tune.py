@@ -11,6 +11,7 @@ import yaml
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
+from llmrec_pl import progress_bar
 from llmrec_pl.cli import main
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.tuning.storage import counted, open_study, rescue_lost
@@ -212,6 +213,16 @@ def test_a_trial_ends_when_its_time_is_up(tmp_path, small_data):
     assert result["stopped"] == "time"
     assert result["epochs"] == 1
     assert result["value"] == result["curve"][0] or abs(result["value"] - result["curve"][0]) < 1e-6
+
+
+def test_a_trial_says_where_it_is_on_standard_error(tmp_path, small_data, monkeypatch, capsys):
+    monkeypatch.setattr(progress_bar, "PLAIN_INTERVAL", 0.0)
+    study = open_study(tmp_path / "mf")
+    result = run_trial(job(tmp_path / "mf", small_data, study.ask()))
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("mf, trial 0: epoch ")]
+    assert f"best val/recall@20 {max(result['curve'][:-1]):.4f}" in lines[-1]
+    assert out == ""
 
 
 @pytest.mark.parametrize("flag", ["--trials", "--workers", "--seconds"])
