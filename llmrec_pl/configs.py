@@ -49,14 +49,15 @@ def merged(paths: Sequence[str | Path]) -> Tree:
     """Merge config files as the command line does: later wins, key by key."""
     result: Tree = {}
     for path in paths:
-        _merge(result, read_yaml(path))
+        merge_into(result, read_yaml(path))
     return result
 
 
-def _merge(target: Tree, source: Mapping[str, Any]) -> None:
+def merge_into(target: Tree, source: Mapping[str, Any]) -> None:
+    """Put the values of one tree into another, key by key."""
     for key, value in source.items():
         if isinstance(value, Mapping) and isinstance(target.get(key), dict):
-            _merge(target[key], value)
+            merge_into(target[key], value)
         else:
             target[key] = copy.deepcopy(value)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from argparse import ArgumentError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from llmrec_pl.evaluation.plots import plot_history
 from llmrec_pl.evaluation.predictions import PredictionWriter
 from llmrec_pl.evaluation.tables import groups_table, metrics_table
 from llmrec_pl.metrics_file import MetricsFile
+from llmrec_pl.mistyped import explained
 from llmrec_pl.models.base import Recommender
 from llmrec_pl.progress_bar import training_progress
 
@@ -71,6 +73,7 @@ class RecommenderCLI(LightningCLI):
 
         As items of ``trainer.callbacks`` an overlay would replace them silently.
         """
+        self._parsers = [*getattr(self, "_parsers", []), parser]
         parser.add_lightning_class_args(AllRankingEvaluator, "evaluation")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
@@ -91,8 +94,17 @@ class RecommenderCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_fixed_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
-        """Parse, and look at the checkpoint before anything is built."""
-        super().parse_arguments(parser, args)
+        """Parse, and look at the checkpoint before anything is built.
+
+        Raises:
+            ConfigError: a key is mistyped, or there is no such checkpoint.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            parsers = dict(zip(self.subcommands(), self._parsers, strict=True))
+            known = set(parsers[args[0]].get_defaults().keys())
+            raise explained(args, known, str(error)) from error
         path = self.config[self.config.subcommand].get("ckpt_path")
         self._trained_features: list[str] | None = None
         if path == "hpc":
@@ -248,7 +260,7 @@ def run(
     Args:
         args: the command line without the program name.
         callbacks: added to those of the config.
-        quiet: print nothing, and raise what the parser finds wrong instead of ending the process.
+        quiet: print nothing.
     """
     _quieten()
     check_configs_exist(args)
@@ -263,7 +275,7 @@ def run(
         trainer_defaults={**TRAINER_DEFAULTS, "callbacks": list(callbacks)},
         save_config_callback=_SaveFitConfig,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "python -m llmrec_pl", "exit_on_error": not quiet},
+        parser_kwargs={"prog": "python -m llmrec_pl", "exit_on_error": False},
         args=list(args),
     )
     # Its threads must not outlive the interpreter, which would abort the process at its exit.

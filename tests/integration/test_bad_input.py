@@ -78,8 +78,21 @@ def rehash(root, file):
 def test_unknown_key_in_a_config(data, fit, fail, tmp_path):
     config = tmp_path / "typo.yaml"
     config.write_text(yaml.safe_dump({"model": {"init_args": {"embeding_dim": 8}}}))
-    assert "embeding_dim" in fail(*fit(data, "--config", config))
-    assert "--data.batchsize" in fail(*fit(data, "--data.batchsize", 3))
+    in_file = fail(*fit(data, "--config", config))
+    assert f"unknown key `model.init_args.embeding_dim` in {str(config)!r}; did you mean" in in_file
+    assert "`llmrec_pl.models.mf.MF` takes embedding_dim, " in in_file
+    typed = fail(*fit(data, "--data.batchsize", 3))
+    assert "`--data.batchsize` on the command line; did you mean `--data.batch_size`?" in typed
+    assert "--help` lists all keys" in typed
+    for error in (in_file, typed):
+        assert len(error.splitlines()) == 1
+
+
+def test_a_value_of_the_wrong_kind_is_told_in_one_line(data, fit, fail):
+    error = fail(*fit(data, "--data.batch_size", "many"))
+    assert "data.batch_size" in error
+    assert "many" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_missing_config_and_invalid_yaml(data, fit, fail, tmp_path):

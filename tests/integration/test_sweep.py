@@ -246,7 +246,7 @@ def test_a_config_the_parser_refuses_ends_its_own_run_only(tmp_path, small_data,
         run_plain("sweep", [str(path)])
     assert (tmp_path / "runs/good/seed-1/metrics/val.json").is_file()
     out, err = capfd.readouterr()
-    assert "'embeding_dim' is not accepted" in out
+    assert f"unknown key `model.init_args.embeding_dim` in {str(typo)!r}" in out
     assert "usage:" not in out + err
 
 

@@ -165,7 +165,7 @@ def test_a_setting_the_parser_refuses_is_told_in_one_line(tmp_path, small_data, 
     out, err = capfd.readouterr()
     assert stop.value.code == 1
     assert "the config as it stands is no trial: it does not state ['model.init_args.embe" in out
-    assert "'embeding_dim' is not accepted" in err
+    assert "unknown key `model.init_args.embeding_dim`" in err
     assert "usage:" not in out + err
 
 
