@@ -62,6 +62,11 @@ def merge_into(target: Tree, source: Mapping[str, Any]) -> None:
             target[key] = copy.deepcopy(value)
 
 
+def as_list(value: Any) -> list[Any]:  # noqa: ANN401
+    """Return what may be one value, several, or None, as a list."""
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
+
 def value_at(tree: Mapping[str, Any], key: str) -> object:
     """Return the value at a dotted key, None where there is none."""
     node: Any = tree

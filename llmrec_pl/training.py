@@ -23,7 +23,7 @@ from llmrec_pl.checkpoints import (
     ResumeCheckpoint,
     read_checkpoint,
 )
-from llmrec_pl.configs import load_yaml
+from llmrec_pl.configs import as_list, load_yaml
 from llmrec_pl.cost import RunCost
 from llmrec_pl.data.datamodule import RecDataModule
 from llmrec_pl.data.shares import batch_share
@@ -125,9 +125,9 @@ class RecommenderCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
         """Add atomic checkpoints, a progress display, and loggers in a folder of the run's own."""
         config = self.config_init[self.subcommand]["trainer"]
-        kwargs["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        kwargs["plugins"] = [*as_list(config.get("plugins")), AtomicCheckpointIO()]
         self.cost = RunCost()
-        callbacks = [*_as_list(config.get("callbacks")), self.cost]
+        callbacks = [*as_list(config.get("callbacks")), self.cost]
         if config.get("enable_progress_bar") is not False and not config.get("fast_dev_run"):
             bar = training_progress()
             kwargs["enable_progress_bar"] = isinstance(bar, L.pytorch.callbacks.ProgressBar)
@@ -304,10 +304,6 @@ def _fixed_seed(seed: bool | int) -> int:
 def _print_pairs(pairs: Mapping[str, object]) -> None:
     for key, value in pairs.items():
         console.print(f"  {key + ':':<15}{value}", highlight=False, soft_wrap=True)
-
-
-def _as_list(value: Any) -> list[Any]:  # noqa: ANN401
-    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 
 def _claim_version(folder: Path) -> str:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from llmrec_pl.configs import setting
+from llmrec_pl.configs import as_list, setting
 
 
 @pytest.fixture
@@ -25,6 +25,14 @@ def files(tmp_path):
 )
 def test_the_command_line_wins_over_files_and_the_last_wins(files, arguments, expected):
     assert setting(files, arguments, "data.root") == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(None, []), ("text", ["text"]), (0, [0]), ([1, 2], [1, 2]), ((1, 2), [1, 2]), ([], [])],
+)
+def test_one_value_several_or_none_make_a_list(value, expected):
+    assert as_list(value) == expected
 
 
 def test_a_key_that_nobody_states_has_the_default(files):

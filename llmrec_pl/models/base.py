@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from llmrec_pl import __version__, losses
 from llmrec_pl.checkpoints import CHECKPOINT_KEY, read_checkpoint
+from llmrec_pl.configs import as_list
 from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.data.features import FeatureStore
 from llmrec_pl.data.provenance import check_same_data
@@ -223,7 +224,7 @@ class Recommender(RankingSteps):
         Once, because distributed training waits in each backward pass for the gradients of all
         parameters: terms whose gradients must not mix detach what is not theirs.
         """
-        optimizers = _as_list(self.optimizers())
+        optimizers = as_list(self.optimizers())
         for optimizer in optimizers:
             optimizer.zero_grad()
         # The step runs under autocast; backward passes must not.
@@ -233,7 +234,7 @@ class Recommender(RankingSteps):
             optimizer.step()
         # At the last step, not at the epoch's end, which comes after its checkpoint is written.
         if self._position()[1] + 1 == int(self.trainer.num_training_batches):
-            for scheduler in _as_list(self.lr_schedulers()):
+            for scheduler in as_list(self.lr_schedulers()):
                 scheduler.step()
 
     def configure_gradient_clipping(
@@ -357,10 +358,6 @@ class Recommender(RankingSteps):
             digest.update(name.encode())
             digest.update(full(tensor.detach()).cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
-
-
-def _as_list(value: Any) -> list[Any]:  # noqa: ANN401
-    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _seed(seed: int, device: torch.device) -> None:

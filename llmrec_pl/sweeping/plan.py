@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmrec_pl.configs import merged, read_yaml, setting
+from llmrec_pl.configs import as_list, merged, read_yaml, setting
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.evaluation.record import record_name
 
@@ -162,7 +162,7 @@ def read_sweep(path: str, changes: Mapping[str, Any]) -> Sweep:
             f"takes {sorted(_KEYS)}."
         )
     _check_values(path, content)
-    entries = {str(n): tuple(_as_list(files)) for n, files in content["entries"].items()}
+    entries = {str(n): tuple(map(str, as_list(files))) for n, files in content["entries"].items()}
     folders = [folder_name(name) for name in entries]
     twice = {f for f in folders if folders.count(f) > 1}
     if twice or not entries or not content["seeds"]:
@@ -171,7 +171,7 @@ def read_sweep(path: str, changes: Mapping[str, Any]) -> Sweep:
             + (f"; {sorted(twice)} would share a folder." if twice else ".")
         )
     sweep = Sweep(
-        tuple(_as_list(content["base"])),
+        tuple(map(str, as_list(content["base"]))),
         entries,
         tuple(content["seeds"]),
         content["tuned"],
@@ -202,10 +202,6 @@ def folder_name(name: str) -> str:
     """Return a name as a folder: letters, digits, dashes."""
     kept = "".join(c if c.isalnum() else "-" for c in name.lower())
     return "-".join(part for part in kept.split("-") if part)
-
-
-def _as_list(value: object) -> list[str]:
-    return [str(v) for v in value] if isinstance(value, list) else [str(value)]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
