@@ -1,17 +1,21 @@
-"""The latent graph of items in one modality, as LATTICE and MICRO mine it."""
+"""The latent graph of items in one modality, and what LATTICE and MICRO, which mine it, share."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmrec_pl.data.features import Feature
+from llmrec_pl.data.dataset import InteractionDataset
+from llmrec_pl.data.features import Feature, FeatureStore
 from llmrec_pl.errors import ConfigError
-from llmrec_pl.graph import SparseOperator, weighted_sum
-from llmrec_pl.models.layers import FeatureTable
+from llmrec_pl.graph import BipartiteGraph, SparseOperator, weighted_sum
+from llmrec_pl.models.base import OptimizerCallable, Recommender, Representations, SchedulerCallable
+from llmrec_pl.models.layers import FeatureTable, item_modalities
 from llmrec_pl.neighbours import (
     constant_weights,
     nearest_neighbours,
@@ -130,20 +134,73 @@ class LatentItemGraphs(nn.ModuleList):
         return [graph.learned_weights() for graph in self]
 
 
-def check_item_graphs(
-    n_layers: int, n_item_layers: int, n_neighbours: int, original_weight: float
-) -> None:
-    """Refuse settings of the two encoders that mean nothing.
+class ItemGraphRecommender(Recommender, ABC):
+    """LightGCN whose item vectors move a unit step in a direction mined from graphs of items.
+
+    Args:
+        embedding_dim: width of embeddings and projections.
+        n_layers: layers of LightGCN.
+        n_item_layers: layers over the item graphs; with 0 there are none.
+        n_neighbours: neighbours of an item in each graph, itself included.
+        original_weight: share of the constant graph of raw features; at 1 none is learned.
+        l2_weight: weight of the L2 term on the batch's ego embeddings.
+        optimizer: see `Recommender`.
+        lr_scheduler: see `Recommender`.
 
     Raises:
-        ConfigError: naming the argument.
+        ConfigError: a value is out of range, or, in `build`, there is no item modality.
     """
-    for name, value in (("n_layers", n_layers), ("n_item_layers", n_item_layers)):
-        if value < 0:
-            raise ConfigError(f"`{name}` must not be negative, got {value}.")
-    if n_neighbours < 1:
-        raise ConfigError(
-            f"`n_neighbours` must be at least 1, the item itself, got {n_neighbours}."
+
+    graph: BipartiteGraph
+    item_graphs: LatentItemGraphs
+
+    def __init__(
+        self,
+        embedding_dim: int = 64,
+        n_layers: int = 2,
+        n_item_layers: int = 1,
+        n_neighbours: int = 10,
+        original_weight: float = 0.9,
+        l2_weight: float = 1e-4,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: SchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(embedding_dim, l2_weight, optimizer, lr_scheduler)
+        for name, value in (("n_layers", n_layers), ("n_item_layers", n_item_layers)):
+            if value < 0:
+                raise ConfigError(f"`{name}` must not be negative, got {value}.")
+        if n_neighbours < 1:
+            raise ConfigError(
+                f"`n_neighbours` must be at least 1, the item itself, got {n_neighbours}."
+            )
+        if not 0 <= original_weight <= 1:
+            raise ConfigError(f"`original_weight` must be in [0, 1], got {original_weight!r}.")
+        self.n_layers, self.n_item_layers = n_layers, n_item_layers
+        self.n_neighbours, self.original_weight = n_neighbours, original_weight
+
+    def build(self, dataset: InteractionDataset, features: FeatureStore) -> None:
+        """Create embeddings, the interaction graph and a graph of items for each modality."""
+        self.make_embeddings(dataset)
+        self.graph = BipartiteGraph(dataset.graph_edges(), dataset.n_users, dataset.n_items)
+        used = item_modalities(features, type(self).__name__) if self.n_item_layers else []
+        self.item_graphs = LatentItemGraphs(
+            used, self.embedding_dim, self.n_neighbours, self.original_weight
         )
-    if not 0 <= original_weight <= 1:
-        raise ConfigError(f"`original_weight` must be in [0, 1], got {original_weight!r}.")
+
+    def refresh(self) -> None:
+        """Choose the neighbours in the learned graphs anew."""
+        self.item_graphs.refresh()
+
+    @abstractmethod
+    def encode(self) -> Representations:
+        """Return LightGCN's vectors, those of items moved: see `moved`."""
+
+    def moved(self, mined: Tensor | None) -> Representations:
+        """Return LightGCN's vectors, those of items moved by ``mined / ||mined||``.
+
+        Args:
+            mined: ``[n_items, d]``; None moves nothing.
+        """
+        ego = self.user_embedding.weight, self.item_embedding.weight
+        user, item = self.graph.mean_of_layers(*ego, self.n_layers)
+        return Representations(user, item if mined is None else item + F.normalize(mined, dim=1))

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmrec_pl import losses
 from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.data.features import FeatureStore
 from llmrec_pl.errors import ConfigError
-from llmrec_pl.graph import BipartiteGraph
-from llmrec_pl.models.base import OptimizerCallable, Recommender, Representations, SchedulerCallable
-from llmrec_pl.models.item_graph import LatentItemGraphs, check_item_graphs
-from llmrec_pl.models.layers import item_modalities
+from llmrec_pl.models.base import OptimizerCallable, Representations, SchedulerCallable
+from llmrec_pl.models.item_graph import ItemGraphRecommender
 
 
-class MICRO(Recommender):
+class MICRO(ItemGraphRecommender):
     """Add to LightGCN's item vectors a direction fused from one view of items a modality.
 
     ``h_m = A_m^L q`` over the latent graph of modality m (see `LatentItemGraph`),
@@ -57,8 +54,6 @@ class MICRO(Recommender):
         ConfigError: a value is out of range, or, in `build`, there is no item modality.
     """
 
-    graph: BipartiteGraph
-    item_graphs: LatentItemGraphs
     attention: nn.Sequential | None
 
     def __init__(
@@ -74,45 +69,42 @@ class MICRO(Recommender):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: SchedulerCallable | None = None,
     ) -> None:
-        super().__init__(embedding_dim, l2_weight, optimizer, lr_scheduler)
-        check_item_graphs(n_layers, n_item_layers, n_neighbours, original_weight)
+        super().__init__(
+            embedding_dim,
+            n_layers,
+            n_item_layers,
+            n_neighbours,
+            original_weight,
+            l2_weight,
+            optimizer,
+            lr_scheduler,
+        )
         if n_item_layers == 0:
             raise ConfigError("`n_item_layers` must be at least 1; LightGCN is what is left at 0.")
         if contrast_weight < 0:
             raise ConfigError(f"`contrast_weight` must not be negative, got {contrast_weight!r}.")
         if temperature <= 0:
             raise ConfigError(f"`temperature` must be positive, got {temperature!r}.")
-        self.n_layers, self.n_item_layers = n_layers, n_item_layers
-        self.n_neighbours, self.original_weight = n_neighbours, original_weight
         self.contrast_weight, self.temperature = contrast_weight, temperature
 
     def build(self, dataset: InteractionDataset, features: FeatureStore) -> None:
-        """Create embeddings, interaction graph, a graph of items a modality, and attention."""
-        self.make_embeddings(dataset)
-        self.graph = BipartiteGraph(dataset.graph_edges(), dataset.n_users, dataset.n_items)
-        used = item_modalities(features, type(self).__name__)
-        self.item_graphs = LatentItemGraphs(
-            used, self.embedding_dim, self.n_neighbours, self.original_weight
-        )
+        """Create embeddings, graphs, and attention where there are several modalities."""
+        super().build(dataset, features)
         self.attention = None
-        if len(used) > 1:
+        if len(self.item_graphs) > 1:
             width = self.embedding_dim
             score = nn.Linear(width, 1, bias=False)
             self.attention = nn.Sequential(nn.Linear(width, width), nn.Tanh(), score)
 
-    def refresh(self) -> None:
-        """Choose the neighbours in the learned graphs anew."""
-        self.item_graphs.refresh()
-
     def encode(self) -> Representations:
         """Return LightGCN's vectors, those of items moved by the fused views."""
-        return self._with(self._fuse(self._views()))
+        return self.moved(self._fuse(self._views()))
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return BPR, the contrast of each view with the fusion, and L2."""
         views = self._views()
         fused = self._fuse(views)
-        user, item = self._with(fused)
+        user, item = self.moved(fused)
         positive, negative = batch["pos_item"], batch["neg_item"]
         terms = {"bpr": losses.bpr_loss(user[batch["user"]], item[positive], item[negative])}
         if self.contrast_weight > 0:
@@ -143,8 +135,3 @@ class MICRO(Recommender):
         stacked = torch.stack(views)
         share: Tensor = self.attention(stacked).softmax(dim=0)
         return (share * stacked).sum(dim=0)
-
-    def _with(self, fused: Tensor) -> Representations:
-        ego = self.user_embedding.weight, self.item_embedding.weight
-        user, item = self.graph.mean_of_layers(*ego, self.n_layers)
-        return Representations(user, item + F.normalize(fused, dim=1))
