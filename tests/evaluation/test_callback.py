@@ -2,11 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -22,6 +17,7 @@ from llmrec_pl.errors import ConfigError, DatasetError
 from llmrec_pl.evaluation.callback import AllRankingEvaluator, run_directory
 from llmrec_pl.evaluation.groups import item_groups
 from llmrec_pl.models.mf import MF
+from tests.evaluation.two_processes import run_in_two_processes
 
 N_USERS, N_ITEMS, KS = 30, 40, [1, 5, 20]
 USERS_WITH = {"val": 20, "test": 25}
@@ -384,25 +380,7 @@ if __name__ == "__main__":
 @pytest.mark.ddp
 def test_two_processes_write_the_result_of_one(root, tmp_path):
     """20 users in batches of 3: 4 batches on each process, the last one short."""
-    script = tmp_path / "two_processes.py"
-    script.write_text(TWO_PROCESSES, encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(root), str(tmp_path / "two")],
-            env=os.environ | shared | {"LOCAL_RANK": str(rank), "PYTHONPATH": here},
-        )
-        for rank in range(2)
-    ]
-    try:
-        assert [p.wait(150) for p in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    run_in_two_processes(TWO_PROCESSES, tmp_path, root, tmp_path / "two")
     one, *_ = evaluate(root, tmp_path / "one")
     two = json.loads((tmp_path / "two" / "metrics" / "val.json").read_text("utf-8"))
     assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-14)

@@ -1,11 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -19,6 +14,7 @@ from llmrec_pl.data.sources.base import RawDataset
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.evaluation.predictions import PredictionWriter
 from llmrec_pl.models.mf import MF
+from tests.evaluation.two_processes import run_in_two_processes
 
 N_USERS, N_ITEMS = 13, 25
 TITLES = ['Film, "cut" é', "[safe]", "Two\nlines", None, *(f"Film {i}" for i in range(4, N_ITEMS))]
@@ -204,25 +200,7 @@ if __name__ == "__main__":
 
 @pytest.mark.ddp
 def test_two_processes_write_the_lists_of_one(predicted, root, tmp_path):
-    script = tmp_path / "two_processes.py"
-    script.write_text(TWO_PROCESSES, encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(root), str(tmp_path)],
-            env=os.environ | shared | {"LOCAL_RANK": str(rank), "PYTHONPATH": here},
-        )
-        for rank in range(2)
-    ]
-    try:
-        assert [p.wait(150) for p in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    run_in_two_processes(TWO_PROCESSES, tmp_path, root, tmp_path)
     for file in ("top_k.parquet", "candidates.parquet"):
         found = pl.read_parquet(tmp_path / "predictions" / file)
         assert found.equals(pl.read_parquet(predicted[2] / file))

@@ -67,16 +67,3 @@ def dense_lightgcn(dataset, user, item, n_layers):
 
 def unit(x):
     return x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
-
-
-def mean_bpr(user, item, batch):
-    x = [
-        user[u] @ item[i] - user[u] @ item[j]
-        for u, i, j in zip(batch["user"], batch["pos_item"], batch["neg_item"], strict=True)
-    ]
-    return sum(torch.log(1 + torch.exp(-v)) for v in x) / len(x)
-
-
-def ego_l2(user, item, batch):
-    u, i, j = batch["user"], batch["pos_item"], batch["neg_item"]
-    return ((user[u] ** 2).sum() + (item[i] ** 2).sum() + (item[j] ** 2).sum()) / (2 * len(u))

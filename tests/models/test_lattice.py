@@ -8,10 +8,9 @@ from llmrec_pl.data.features import FeatureStore
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.models.lattice import LATTICE
 from llmrec_pl.models.lightgcn import LightGCN
+from tests.models.derivation import assert_terms_and_gradients, copies, ego_l2, mean_bpr
 from tests.models.latent_graphs import (
     dense_lightgcn,
-    ego_l2,
-    mean_bpr,
     mixed_graph,
     modalities,
     unit,
@@ -45,8 +44,8 @@ def reference(dataset, features, p, batch, options):
         h = mixed @ h
     users, items = dense_lightgcn(dataset, user, q, options.get("n_layers", 2))
     items = items + unit(h)
-    loss = mean_bpr(users, items, batch) + options["l2_weight"] * ego_l2(user, q, batch)
-    return users, items, loss
+    l2 = options["l2_weight"] * ego_l2(user, q, batch)
+    return users, items, {"bpr": mean_bpr(users, items, batch), "l2": l2}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -61,16 +60,11 @@ def test_forward_loss_and_gradients(toy_dataset, toy_batch, count, changes):
     if model.modality_weight is not None:
         torch.nn.init.normal_(model.modality_weight)
     model.refresh()
-    p = {n: t.detach().clone().requires_grad_() for n, t in model.named_parameters()}
+    p = copies(model)
     users, items, expected = reference(toy_dataset, features, p, toy_batch, options)
     torch.testing.assert_close(model.encode().user, users, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(model.encode().item, items, rtol=1e-9, atol=1e-12)
-    found = sum(model.losses(toy_batch).values())
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    found.backward()
-    expected.backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, p[name].grad, rtol=1e-8, atol=1e-11, msg=name)
+    assert_terms_and_gradients(model, toy_batch, expected, p, atol=1e-11)
 
 
 def test_without_item_layers_it_is_lightgcn_and_needs_no_features(toy_dataset, toy_batch):

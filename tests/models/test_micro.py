@@ -10,10 +10,9 @@ from llmrec_pl.errors import ConfigError
 from llmrec_pl.losses import two_view_contrast_loss
 from llmrec_pl.models.lattice import LATTICE
 from llmrec_pl.models.micro import MICRO
+from tests.models.derivation import assert_terms_and_gradients, copies, ego_l2, mean_bpr
 from tests.models.latent_graphs import (
     dense_lightgcn,
-    ego_l2,
-    mean_bpr,
     mixed_graph,
     modalities,
     unit,
@@ -92,18 +91,11 @@ def test_forward_losses_and_gradients(toy_dataset, toy_batch, count, changes, co
     features = modalities(count)
     model = built(toy_dataset, features, **options)
     model.refresh()
-    p = {n: t.detach().clone().requires_grad_() for n, t in model.named_parameters()}
+    p = copies(model)
     users, items, expected = reference(toy_dataset, features, p, toy_batch, options)
     torch.testing.assert_close(model.encode().user, users, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(model.encode().item, items, rtol=1e-9, atol=1e-12)
-    found = model.losses(toy_batch)
-    assert found.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
-    sum(found.values()).backward()
-    sum(expected.values()).backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, p[name].grad, rtol=1e-8, atol=1e-11, msg=name)
+    assert_terms_and_gradients(model, toy_batch, expected, p, atol=1e-11)
 
 
 def test_with_one_modality_and_no_contrast_it_is_lattice(toy_dataset, toy_batch):

@@ -6,6 +6,7 @@ import torch
 from llmrec_pl.data.features import Feature, FeatureStore
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.models.mmgcn import MMGCN
+from tests.models.derivation import assert_terms_and_gradients, copies, ego_l2, mean_bpr
 from tests.models.odd_modalities import N_ITEMS, REPEATED, odd_modalities
 
 
@@ -35,7 +36,7 @@ def mean_of_neighbours(dataset):
 
 def dense_mmgcn(model, dataset, features, normalise):
     """Return users and items, and the parameters the derivation has gradients for."""
-    p = {n: x.detach().clone().requires_grad_() for n, x in model.named_parameters()}
+    p = copies(model)
     mean = mean_of_neighbours(dataset)
     ids = torch.cat([p["user_embedding.weight"], p["item_embedding.weight"]])
     total = 0
@@ -74,21 +75,11 @@ def test_forward_loss_and_gradients_equal_a_dense_derivation(
     torch.testing.assert_close(model.encode().user, user, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(model.encode().item, item, rtol=1e-9, atol=1e-12)
 
-    u, i, j = (toy_batch[k] for k in ("user", "pos_item", "neg_item"))
-    difference = (user[u] * item[i]).sum(1) - (user[u] * item[j]).sum(1)
-    squares = (p["user_embedding.weight"][u] ** 2).sum()
-    for rows in (i, j):
-        squares = squares + (p["item_embedding.weight"][rows] ** 2).sum()
-    for name in features:
-        squares = squares + (p[f"modality.{name}.preference.weight"][u] ** 2).sum()
-    bpr, l2 = -torch.log(torch.sigmoid(difference)).mean(), 0.1 * squares / (2 * len(u))
-    terms = model.losses(toy_batch)
-    torch.testing.assert_close(terms["bpr"], bpr, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(terms["l2"], l2, rtol=1e-9, atol=1e-12)
-    sum(terms.values()).backward()
-    (bpr + l2).backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, p[name].grad, rtol=1e-8, atol=1e-12, msg=name)
+    preferences = [p[f"modality.{name}.preference.weight"] for name in features]
+    users = torch.cat([p["user_embedding.weight"], *preferences], dim=1)
+    l2 = 0.1 * ego_l2(users, p["item_embedding.weight"], toy_batch)
+    expected = {"bpr": mean_bpr(user, item, toy_batch), "l2": l2}
+    assert_terms_and_gradients(model, toy_batch, expected, p)
 
 
 def test_ids_and_preferences_are_trained_parameters(toy_dataset, toy_batch):

@@ -8,6 +8,7 @@ from llmrec_pl.errors import ConfigError
 from llmrec_pl.models.lightgcn import LightGCN
 from llmrec_pl.models.mf import MF
 from llmrec_pl.models.ngcf import NGCF
+from tests.models.derivation import assert_terms_and_gradients, copies, ego_l2, mean_bpr
 
 
 def built(model, dataset):
@@ -35,7 +36,7 @@ def laplacian(dataset):
 
 def dense_ngcf(model, dataset, slope):
     """Return users and items, and the parameters the derivation has gradients for."""
-    p = {n: x.detach().clone().requires_grad_() for n, x in model.named_parameters()}
+    p = copies(model)
     ell = laplacian(dataset)
     eye = torch.eye(len(ell), dtype=torch.float64)
     rows = torch.cat([p["user_embedding.weight"], p["item_embedding.weight"]])
@@ -63,18 +64,9 @@ def test_forward_loss_and_gradients_equal_a_dense_derivation(
     torch.testing.assert_close(found.user, user, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found.item, item, rtol=1e-9, atol=1e-12)
 
-    u, i, j = (toy_batch[k] for k in ("user", "pos_item", "neg_item"))
-    difference = (user[u] * item[i]).sum(1) - (user[u] * item[j]).sum(1)
-    ego_user, ego_item = p["user_embedding.weight"], p["item_embedding.weight"]
-    squares = (ego_user[u] ** 2).sum() + (ego_item[i] ** 2).sum() + (ego_item[j] ** 2).sum()
-    terms = model.losses(toy_batch)
-    bpr, l2 = -torch.log(torch.sigmoid(difference)).mean(), 0.1 * squares / (2 * len(u))
-    torch.testing.assert_close(terms["bpr"], bpr, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(terms["l2"], l2, rtol=1e-9, atol=1e-12)
-    sum(terms.values()).backward()
-    (bpr + l2).backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, p[name].grad, rtol=1e-8, atol=1e-12, msg=name)
+    l2 = 0.1 * ego_l2(p["user_embedding.weight"], p["item_embedding.weight"], toy_batch)
+    expected = {"bpr": mean_bpr(user, item, toy_batch), "l2": l2}
+    assert_terms_and_gradients(model, toy_batch, expected, p)
 
 
 def test_without_layers_it_is_mf(toy_dataset, toy_batch):

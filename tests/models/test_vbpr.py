@@ -9,6 +9,7 @@ from llmrec_pl.errors import ConfigError
 from llmrec_pl.models.layers import FeatureTable
 from llmrec_pl.models.mf import MF
 from llmrec_pl.models.vbpr import VBPR
+from tests.models.derivation import assert_terms_and_gradients, copies
 from tests.models.odd_modalities import N_ITEMS, REPEATED, odd_modalities
 
 
@@ -39,7 +40,7 @@ def test_scores_losses_and_gradients_equal_a_dense_derivation(toy_dataset, toy_b
     features = odd_modalities(n_modalities)
     options = {"normalise_features": False, "l2_weight": 0.3, "projection_l2_weight": 0.2}
     model = built(toy_dataset, features, **options)
-    p = {n: x.detach().clone().requires_grad_() for n, x in model.named_parameters()}
+    p = copies(model)
     user, item = model.encode()
     expected = torch.stack(
         [torch.stack([score(p, features, u, i) for i in range(N_ITEMS)]) for u in range(7)]
@@ -60,14 +61,7 @@ def test_scores_losses_and_gradients_equal_a_dense_derivation(toy_dataset, toy_b
         "l2": 0.3 * squares / (2 * 8),
         "projection_l2": 0.2 * shared / 2,
     }
-    found = model.losses(toy_batch)
-    assert found.keys() == wanted.keys()
-    for name, term in wanted.items():
-        torch.testing.assert_close(found[name], term, rtol=1e-9, atol=1e-12)
-    sum(found.values()).backward()
-    sum(wanted.values()).backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, p[name].grad, rtol=1e-8, atol=1e-12, msg=name)
+    assert_terms_and_gradients(model, toy_batch, wanted, p)
 
 
 def test_without_projection_and_feature_bias_it_is_mf_with_item_bias(toy_dataset):

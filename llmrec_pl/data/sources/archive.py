@@ -91,6 +91,24 @@ def open_raw(path: Path, markers: set[str]) -> RawFiles:
     )
 
 
+def open_inter(path: Path) -> tuple[RawFiles, str]:
+    """Open a folder or zip with one data set whose interactions lie in ``<name>.inter``.
+
+    Returns:
+        The files, and the name of that file.
+
+    Raises:
+        DatasetError: there is no such file, or more than one.
+    """
+    found = sorted(name for name in list_files(path) if name.endswith(".inter"))
+    if len(found) != 1:
+        raise DatasetError(
+            f"{str(path)!r} must hold exactly one `.inter` file, it has {found or 'none'}. Name "
+            "the folder of one data set with `--source`."
+        )
+    return open_raw(path, set(found)), found[0]
+
+
 def read_matrix(files: RawFiles, name: str) -> NDArray[np.floating[Any]]:
     """Return a ready-made feature matrix, memory-mapped where the file lies in a folder.
 

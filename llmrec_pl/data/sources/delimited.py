@@ -137,6 +137,20 @@ def check_ids(frame: pl.DataFrame, columns: Sequence[str], where: str, first_lin
             )
 
 
+def rating_and_time(frame: pl.DataFrame, where: str, first_line: int) -> list[pl.Series]:
+    """Return the columns ``rating`` and ``timestamp`` as numbers, those of them that exist.
+
+    Raises:
+        DatasetError: see `to_numbers`.
+    """
+    types: dict[str, type[pl.Float64 | pl.Int64]] = {"rating": pl.Float64, "timestamp": pl.Int64}
+    return [
+        to_numbers(frame, column, dtype, where, first_line).alias(column)
+        for column, dtype in types.items()
+        if column in frame.columns
+    ]
+
+
 def to_numbers(
     frame: pl.DataFrame,
     column: str,

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from llmrec_pl.data.sources.archive import RawFiles, list_files, open_raw, read_matrix
+from llmrec_pl.data.sources.archive import RawFiles, open_inter, read_matrix
 from llmrec_pl.data.sources.base import RawDataset, RawFeature
-from llmrec_pl.data.sources.delimited import check_ids, decode, parse_delimited, to_numbers
+from llmrec_pl.data.sources.delimited import check_ids, decode, parse_delimited, rating_and_time
 from llmrec_pl.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -40,25 +40,15 @@ def read_mmrec(path: Path) -> RawDataset:
         DatasetError: there is no, or more than one, ``.inter`` file; a column is missing; a row
             is bad; or a feature or mapping lacks an item.
     """
-    inter = sorted(name for name in list_files(path) if name.endswith(".inter"))
-    if len(inter) != 1:
-        raise DatasetError(
-            f"{str(path)!r} must hold exactly one `.inter` file, it has {inter or 'none'}. Name "
-            "the folder of one data set with `--source`."
-        )
-    files = open_raw(path, set(inter))
-    where = files.where(inter[0])
-    table = _read_table(files, inter[0], "\t", (_USER, _ITEM))
+    files, inter = open_inter(path)
+    where = files.where(inter)
+    table = _read_table(files, inter, "\t", (_USER, _ITEM))
     features = _read_features(files)
     n_items = _check_items(table, where, features, files)
     users = _original_ids(table[_USER], files, _USER)
     items = _original_ids(table[_ITEM], files, _ITEM)
-    columns = [users.alias("user_id"), items.alias("item_id")]
-    if "rating" in table.columns:
-        columns.append(to_numbers(table, "rating", pl.Float64, where, 2).alias("rating"))
-    if "timestamp" in table.columns:
-        columns.append(to_numbers(table, "timestamp", pl.Int64, where, 2).alias("timestamp"))
-    raw = RawDataset(inter[0].removesuffix(".inter"), pl.DataFrame(columns), features=features)
+    columns = [users.alias("user_id"), items.alias("item_id"), *rating_and_time(table, where, 2)]
+    raw = RawDataset(inter.removesuffix(".inter"), pl.DataFrame(columns), features=features)
     numbers = pl.Series(_ITEM, [str(i) for i in range(n_items)])
     raw.items = _original_ids(numbers, files, _ITEM).alias("item_id").to_frame()
     notes = []
@@ -69,7 +59,7 @@ def read_mmrec(path: Path) -> RawDataset:
         raw.given_splits = tuple(name for name in _SPLITS.values() if name in found)
     else:
         notes.append(f"{where!r} has no column `{_LABEL}`, so it brings no split")
-    read = [inter[0], *(f for f in _MAPPINGS.values() if f in files), *_feature_files(files)]
+    read = [inter, *(f for f in _MAPPINGS.values() if f in files), *_feature_files(files)]
     hashes = {name: hashlib.sha256(files.read(name)).hexdigest() for name in read}
     raw.provenance = {"reader": "mmrec", "source": str(path), "files": hashes, "notes": notes}
     return raw

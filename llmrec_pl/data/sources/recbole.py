@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from llmrec_pl.data.sources.archive import RawFiles, list_files, open_raw
+from llmrec_pl.data.sources.archive import RawFiles, open_inter
 from llmrec_pl.data.sources.base import RawDataset
-from llmrec_pl.data.sources.delimited import check_ids, decode, parse_delimited, to_numbers
+from llmrec_pl.data.sources.delimited import check_ids, decode, parse_delimited, rating_and_time
 from llmrec_pl.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -39,16 +39,10 @@ def read_recbole(path: Path) -> RawDataset:
         DatasetError: there is no, or more than one, ``.inter`` file; a field is missing; or a
             row is bad.
     """
-    inter = sorted(name for name in list_files(path) if name.endswith(".inter"))
-    if len(inter) != 1:
-        raise DatasetError(
-            f"{str(path)!r} must hold exactly one `.inter` file, it has {inter or 'none'}. Name "
-            "the folder of one data set with `--source`."
-        )
-    files = open_raw(path, set(inter))
-    stem = inter[0].removesuffix(".inter")
-    table, skipped = _read(files, inter[0])
-    where = files.where(inter[0])
+    files, inter = open_inter(path)
+    stem = inter.removesuffix(".inter")
+    table, skipped = _read(files, inter)
+    where = files.where(inter)
     missing = [c for c in ("user_id", "item_id") if c not in table.columns]
     if missing:
         raise DatasetError(
@@ -56,15 +50,11 @@ def read_recbole(path: Path) -> RawDataset:
             "the header, or use `prepare table` with `--user-column` and `--item-column`."
         )
     check_ids(table, ["user_id", "item_id"], where, first_line=2)
-    columns = [table["user_id"], table["item_id"]]
-    if "rating" in table.columns:
-        columns.append(to_numbers(table, "rating", pl.Float64, where, 2).alias("rating"))
-    if "timestamp" in table.columns:
-        columns.append(to_numbers(table, "timestamp", pl.Int64, where, 2).alias("timestamp"))
-    skipped += [f"{inter[0]}: {c}" for c in table.columns if c not in _INTERACTION_FIELDS]
+    columns = [table["user_id"], table["item_id"], *rating_and_time(table, where, 2)]
+    skipped += [f"{inter}: {c}" for c in table.columns if c not in _INTERACTION_FIELDS]
     raw = RawDataset(stem, pl.DataFrame(columns))
-    sha256 = hashlib.sha256(files.read(inter[0])).hexdigest()
-    raw.provenance = {"reader": "recbole", "source": str(path), "files": {inter[0]: sha256}}
+    sha256 = hashlib.sha256(files.read(inter)).hexdigest()
+    raw.provenance = {"reader": "recbole", "source": str(path), "files": {inter: sha256}}
     for side in ("item", "user"):
         if f"{stem}.{side}" in files:
             side_table, side_skipped = _side(files, f"{stem}.{side}", f"{side}_id")
