@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -154,16 +155,10 @@ def show(records: Sequence[dict[str, Any]], grown: Sequence[dict[str, Any]]) -> 
 
 
 def limit_of(grown: dict[str, Any]) -> float | None:
-    """Return what a growth of CPU time may be: none is set for full-table updates."""
+    """Return what a growth of CPU time may be; None where the comparison sets no target."""
     if grown["task"] in ("MF lazy", "VBPR lazy"):
-        return float(MOST_GROWTH ** max(1.0, _tens(grown["edges"])))
+        return float(MOST_GROWTH ** max(1.0, math.log10(grown["edges"])))
     return None if grown["task"] == "MF dense" else float(grown["edges"])
-
-
-def _tens(times: float) -> float:
-    import math
-
-    return math.log10(times)
 
 
 def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
