@@ -243,7 +243,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         limit = MOST_RATIO * row["cpu_s"]["bare"]
         left.plot([place - 0.42, place + 0.42], [limit] * 2, color="#c2410c", lw=2)
     left.set_title(f"CPU seconds; lines: {MOST_RATIO} times bare", loc="left", fontsize=9)
-    left.legend(fontsize=8, frameon=False, loc="lower right")
+    left.set_ylim(0, 1.25 * max(MOST_RATIO * row["cpu_s"]["bare"] for row in rows))
+    left.legend(fontsize=8, frameon=False, loc="upper center", ncols=3)
     added = [1024 * (row["peak_gib"] - row["before_gib"]) for row in rows]
     right.bar(places, added, color="#1f5fa8", width=0.5)
     for place, value in zip(places, added, strict=True):

@@ -65,13 +65,13 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def commands() -> list[str]:
-    """Return the help of both packages and of all their commands."""
+    """Return the help of both packages and of all commands, of those that train `fit` alone."""
     from augment.cli import COMMANDS as AUGMENT
-    from llmrec_pl.cli import COMMANDS, TRAINER_COMMANDS
+    from llmrec_pl.cli import COMMANDS
 
     return [
         "llmrec_pl --help",
-        *(f"llmrec_pl {name} --help" for name in [*COMMANDS, *TRAINER_COMMANDS]),
+        *(f"llmrec_pl {name} --help" for name in [*COMMANDS, "fit"]),
         "augment --help",
         *(f"augment {name} --help" for name in AUGMENT),
     ]

@@ -153,7 +153,8 @@ def plot(found: Row, path: Path) -> None:
         span = [place - 0.4, place + 0.4]
         left.plot(span, [targets[f"{row['features']}_cpu_s"]] * 2, color="#c2410c", lw=2)
         right.plot(span, [targets[f"{storage}_peak_gib"]] * 2, color="#c2410c", lw=2)
-    left.legend(fontsize=8, frameon=False)
+    left.set_ylim(0, 1.2 * max(row["step_cpu_s"]["total"] for row in rows))
+    left.legend(fontsize=8, frameon=False, loc="upper center", ncols=4)
     left.set_title("CPU seconds of a step; lines: targets", loc="left", fontsize=9)
     right.set_title("peak GiB, grey before the model is built", loc="left", fontsize=9)
     labels = [f"{row['features']}\n{row['path'].replace('/', chr(10))}" for row in rows]
