@@ -63,8 +63,8 @@ def _first_row(table: DTensor) -> int:
 def shard_tables(model: nn.Module, mesh: DeviceMesh) -> None:
     """Split the embedding tables of a built model by row; a second call does nothing.
 
-    Every process must have built the same weights. Tables with too few rows to give each process
-    one stay whole, as do all other parameters.
+    Every process must have built the same weights. All other parameters stay whole, as do tables
+    with too few rows to give each process one, or with `padding_idx` or `max_norm`.
 
     Args:
         model: its `nn.Embedding` modules are changed in place.
@@ -74,7 +74,7 @@ def shard_tables(model: nn.Module, mesh: DeviceMesh) -> None:
         ConfigError: there is no table to split.
     """
     for module in model.modules():
-        if type(module) is nn.Embedding and _each_gets_rows(len(module.weight), mesh.size()):
+        if type(module) is nn.Embedding and _can_split(module, mesh.size()):
             rows = distribute_tensor(module.weight.data, mesh, [Shard(0)], src_data_rank=None)
             local = DTensor.from_local(
                 rows.to_local().clone(),  # a view would keep the whole table in memory
@@ -93,8 +93,10 @@ def shard_tables(model: nn.Module, mesh: DeviceMesh) -> None:
         )
 
 
-def _each_gets_rows(n_rows: int, size: int) -> bool:
-    return (size - 1) * -(-n_rows // size) < n_rows
+def _can_split(table: nn.Embedding, size: int) -> bool:
+    n_rows = table.num_embeddings
+    plain = table.padding_idx is None and table.max_norm is None
+    return plain and (size - 1) * -(-n_rows // size) < n_rows
 
 
 def clip_sharded(parameters: Iterable[Tensor], limit: float, algorithm: str | None) -> None:

@@ -106,14 +106,15 @@ def measure_parts(out):
 
 
 def shard_few_rows():
-    """One row cannot be split over two processes."""
+    """One row cannot be split over two processes; padding is not looked up as others are."""
     torch.distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
     single, several = torch.nn.Embedding(1, 4), torch.nn.Embedding(3, 4)
+    padded = torch.nn.Embedding(3, 4, padding_idx=0)
     with pytest.raises(ConfigError, match=r"2 processes .* `trainer\.strategy`"):
-        shard_tables(torch.nn.ModuleList([single]), mesh)
+        shard_tables(torch.nn.ModuleList([single, padded]), mesh)
     shard_tables(torch.nn.ModuleList([single, several]), mesh)
-    assert type(single) is torch.nn.Embedding
+    assert type(single) is type(padded) is torch.nn.Embedding
     assert several.rows.to_local().shape == (2 - torch.distributed.get_rank(), 4)
     assert several.weight.shape == (3, 4)
 
@@ -193,7 +194,12 @@ def root(llmrec_arguments, tmp_path_factory):
         "groups": fit(llmrec_arguments, "mf", root / "groups", *SHARDED, *groups(2)),
         "ddp": fit(llmrec_arguments, "mf", root / "ddp", *DDP),
         **{
-            stage: evaluate(stage, mf, "--predictions.out", root / "lists2", *SHARDED)
+            # One user is left over, and one of the two processes without any.
+            stage: evaluate(
+                stage,
+                mf,
+                *("--predictions.out", root / "lists2", "--data.eval_batch_size", 57, *SHARDED),
+            )
             for stage in ("validate", "test", "predict")
         },
         "other": evaluate("validate", mf, "--model.init_args.embedding_dim", 8, *SHARDED),
