@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pace import Pace  # beside this file, which runs as a script
 
 KS = [10, 20, 50]
 
@@ -152,6 +151,8 @@ def run(job: dict[str, Any]) -> None:
     training, evaluation = _Clock(trainer, "_train_epoch"), _Clock(trainer, "_valid_epoch")
     best = _Best(trainer)
     if job.get("paced"):
+        from pace import Pace  # beside this file, which runs as a script
+
         pace = Pace(sys.stdin, sys.stdout)
         pace.wait()
         trainer.fit(

@@ -75,14 +75,12 @@ def test_a_pool_written_by_predict_is_read(tmp_path):
     items = np.array([[5, 6, 7], [6, 7, 0], [0, 1, -1], [1, 2, 3]])
     lists = (users, items, np.zeros(items.shape, dtype=np.float32))
 
-    class Model:
-        def fingerprint(self):
-            return "cafe"
+    class Model: ...
 
     class Trainer:
         ckpt_path = None
 
-    writer._write(tmp_path / "predictions", [lists], [lists], Trainer(), Model())
+    writer._write(tmp_path / "predictions", [lists], [lists], Trainer(), Model(), "cafe")
     pool = load_pool(str(tmp_path / "predictions" / "candidates.parquet"), dataset, 3)
     assert pool.items.tolist() == items.tolist()
     assert pool.model_fingerprint == "cafe"
