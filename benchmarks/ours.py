@@ -81,6 +81,7 @@ def train(trial: Trial, root: Path, more: Sequence[L.Callback] = ()) -> Outcome:
             getattr(torch.optim, settings.pop("optimizer", "AdamW")),
             lr=settings.pop("lr"),
             weight_decay=settings.pop("weight_decay", 0.0),
+            fused=True,
         )
     data = RecDataModule(str(root), seed=trial.budget.seed, **data_settings)
     model_class = MODELS[trial.model]

@@ -249,7 +249,17 @@ class Recommender(RankingSteps):
         elif self.device_mesh is not None and gradient_clip_val:
             clip_sharded(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
         else:
+            if gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
+                self._check_fused_may_clip()
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def _check_fused_may_clip(self) -> None:
+        # Lightning refuses too, in the terms of its own code.
+        if "mixed" in str(self.trainer.precision):
+            raise ConfigError(
+                "`trainer.gradient_clip_val` in mixed precision needs an optimizer that is not "
+                "fused; add `--model.init_args.optimizer.init_args.fused=false`."
+            )
 
     # Checkpoints.
 

@@ -92,6 +92,14 @@ def test_mixed_precision_trains(small_data, precision):
     assert all(p.isfinite().all() for p in cli.model.parameters())
 
 
+def test_clipping_in_mixed_precision_names_the_fused_optimizer(small_data):
+    more = ("--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "1.0")
+    with pytest.raises(ConfigError, match=r"fused=false"):
+        fit(small_data, CONFIGS / "ml-100k.yaml", more=more)
+    more += ("--model.init_args.optimizer.init_args.fused", "false")
+    fit(small_data, CONFIGS / "ml-100k.yaml", more=more)
+
+
 def test_a_missing_config_is_named(small_data):
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         fit(small_data, "configs/nowhere.yaml")
