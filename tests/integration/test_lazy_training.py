@@ -1,5 +1,7 @@
 """`fit` with sparse gradients and LazyAdamW: resume is exact, two processes sum rows over gloo."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,13 @@ from llmrec_pl.cli import main
 from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.data.features import FeatureStore
 from llmrec_pl.data.triplets import TripletSampler
+from llmrec_pl.errors import ConfigError
 from llmrec_pl.models.mf import MF
 from llmrec_pl.optimizers import LazyAdamW
+from llmrec_pl.training import run
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 BATCH, EPOCHS, SETTINGS = 700, 2, {"lr": 0.05, "weight_decay": 0.1}
 
 
@@ -78,3 +83,22 @@ def test_two_processes_take_the_step_of_both_batches(small_data, tmp_path):
         optimizer.zero_grad()
     for name, tensor in checkpoint(tmp_path / "two")["state_dict"].items():
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=0, atol=1e-10)
+
+
+def overlaid(small_data, model):
+    configs = ("ml-100k.yaml", f"models/{model}.yaml", "large/lazy_rows.yaml")
+    words = [word for c in configs for word in ("--config", str(ROOT / "configs" / c))]
+    fast = ("--trainer.fast_dev_run", "2", "--trainer.accelerator", "cpu")
+    return run(["fit", *words, "--data.root", str(small_data), *fast], quiet=True)
+
+
+@pytest.mark.parametrize("model", ["mf", "mf_ccl", "mf_sampled_softmax", "vbpr"])
+def test_the_overlay_makes_a_row_wise_model_lazy(small_data, model):
+    cli = overlaid(small_data, model)
+    assert isinstance(cli.trainer.optimizers[0], LazyAdamW)
+    assert cli.model.user_embedding.sparse
+
+
+def test_the_overlay_is_refused_for_a_model_that_reads_whole_tables(small_data):
+    with pytest.raises(ConfigError, match=r"sparse_gradients.*LightGCN"):
+        overlaid(small_data, "lightgcn")
