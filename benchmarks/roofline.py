@@ -51,6 +51,15 @@ class Cost:
             )
         )
 
+    def a_step(self, n_steps: int) -> dict[str, float]:
+        """Return the mean over some steps, in plain values: calls, CPU seconds, GFLOP and GB."""
+        return {
+            "calls": self.calls / n_steps,
+            "cpu_s": self.cpu_s / n_steps,
+            "gflop": 1e-9 * self.flop / n_steps,
+            "gb": 1e-9 * self.n_bytes / n_steps,
+        }
+
 
 class CostOfOperations(TorchDispatchMode):
     """Collects the cost of every operation that runs inside the ``with`` block.
@@ -80,10 +89,6 @@ class CostOfOperations(TorchDispatchMode):
             flop, n_bytes = work(name, args, kwargs or {}, result)
         self.costs[name] = self.costs.get(name, Cost()) + Cost(1, spent, flop, n_bytes)
         return result
-
-    def total(self) -> Cost:
-        """Return the sum over all operations."""
-        return sum(self.costs.values(), Cost())
 
 
 def work(

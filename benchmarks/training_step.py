@@ -271,15 +271,7 @@ def measure(folder: Path, path: str, steps: int, trace: Path | None) -> dict[str
         "peak_gib": peak,
         "parameters": int(np.sum([p.numel() for p in model.parameters()])),
         "first_loss": first_loss,
-        "operations": {
-            name: {
-                "calls": cost.calls / n_looked_at,
-                "cpu_s": cost.cpu_s / n_looked_at,
-                "gflop": 1e-9 * cost.flop / n_looked_at,
-                "gb": 1e-9 * cost.n_bytes / n_looked_at,
-            }
-            for name, cost in looked_at.costs.items()
-        },
+        "operations": {name: cost.a_step(n_looked_at) for name, cost in looked_at.costs.items()},
     }
 
 
