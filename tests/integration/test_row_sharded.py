@@ -148,6 +148,8 @@ def fit(llmrec_arguments, model, root, *more):
         place = arguments.index("--model.init_args.dropout")
         del arguments[place : place + 2]
     plan = ("--data.sampling", "edge", "--data.batch_size", "250", "--trainer.max_epochs", "2")
+    # As the overlay has it: fused kernels round otherwise.
+    plan += ("--model.init_args.optimizer.init_args.fused", "false")
     return [*arguments, *plan, *MODELS[model], "--trainer.default_root_dir", root, *more]
 
 
