@@ -7,7 +7,8 @@ a look-up fetches rows, and ``embedding.weight`` gathers the table for those tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from llmrec_pl.checkpoints import read_checkpoint
@@ -22,6 +24,7 @@ from llmrec_pl.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.optim import Optimizer
 
 
 class RowShardedEmbedding(nn.Embedding):
@@ -124,6 +127,28 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+@contextmanager
+def _apart(optimizer: Optimizer) -> Iterator[None]:
+    """Let an optimizer step on sharded and on whole parameters, of which kernels take no mixture.
+
+    Afterwards its groups are those of one process, and so are checkpoints.
+    """
+
+    def of_kind(group: dict[str, Any], sharded: bool) -> dict[str, Any]:
+        return {
+            **group,
+            "params": [p for p in group["params"] if isinstance(p, DTensor) is sharded],
+        }
+
+    groups = optimizer.param_groups
+    parts = [of_kind(group, sharded) for group in groups for sharded in (True, False)]
+    optimizer.param_groups = [part for part in parts if part["params"]]
+    try:
+        yield
+    finally:
+        optimizer.param_groups = groups
+
+
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -203,8 +228,23 @@ class RowShardedStrategy(ModelParallelStrategy):
                 torch.distributed.all_reduce(local, group=groups.get_group())
                 local.div_(groups.size())
 
+    def optimizer_step(
+        self,
+        optimizer: Optimizer,
+        closure: Callable[[], Any],
+        model: Any = None,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Update sharded and whole parameters apart."""
+        with _apart(optimizer):
+            return super().optimizer_step(optimizer, closure, model, **kwargs)
+
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:  # noqa: ANN401
         """Refuse a checkpoint of other data or settings before any tensor is copied."""
         assert self.lightning_module is not None
         self.lightning_module.on_load_checkpoint(read_checkpoint(checkpoint_path, mmap=True))
+        assert self.model is not None
+        for optimizer in self.optimizers:
+            with _apart(optimizer):
+                get_optimizer_state_dict(self.model, optimizer)  # makes a state to load into
         return super().load_checkpoint(checkpoint_path, weights_only)

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from llmrec_pl import __version__, losses
@@ -166,6 +167,11 @@ class Recommender(RankingSteps):
         self.build_seeded(data.dataset, data.features, data.seed)
         if self.device_mesh is not None:
             shard_tables(self, self.device_mesh["tensor_parallel"])
+        # Every process has these from the data. Sent in each step, as DDP does with buffers, they
+        # made a step of LLMRec four times as long.
+        kept = self.state_dict().keys()
+        constant = [name for name, _ in self.named_buffers() if name not in kept]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, constant)
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union of types)
         """Return the optimizer, and the scheduler where one is configured."""

@@ -97,6 +97,14 @@ class Recorder(L.Callback):
         self.folder = Path(folder)
         self.triplets, self.users = [], []
 
+    def on_train_start(self, trainer, pl_module):
+        buffers = {name for name, _ in pl_module.named_buffers()}
+        self.counts = {
+            "buffers": len(buffers),
+            "kept": len(buffers & set(pl_module.state_dict())),
+            "sent": len(trainer.strategy.model.modules_buffers),
+        }
+
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         observed = batch["source"] == 0
         rows = [batch[name][observed] for name in ("user", "pos_item", "neg_item")]
@@ -112,6 +120,7 @@ class Recorder(L.Callback):
             self.folder / f"rank{trainer.global_rank}.npz",
             triplets=np.concatenate(self.triplets, axis=1),
             users=np.concatenate(self.users),
+            **self.counts,
         )
 
 

@@ -133,6 +133,12 @@ def test_ranks_draw_other_negatives(root):
     assert (ranks[0] == ranks[1]).mean() < 0.1
 
 
+def test_graphs_and_features_are_not_sent_in_every_step(root):
+    counts = np.load(root / "rank0.npz")
+    assert counts["sent"] == counts["kept"]
+    assert counts["buffers"] - counts["kept"] > 5
+
+
 @pytest.mark.parametrize("name", STEPPING)
 def test_a_step_is_that_of_both_batches_in_one_process(root, small_data, name):
     options = STEPPING[name][1]
