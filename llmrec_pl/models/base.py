@@ -171,7 +171,8 @@ class Recommender(RankingSteps):
         # made a step of LLMRec four times as long.
         kept = self.state_dict().keys()
         constant = [name for name, _ in self.named_buffers() if name not in kept]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, constant)
+        ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+        ignore(self, constant)  # type: ignore[no-untyped-call]
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 (Lightning's union of types)
         """Return the optimizer, and the scheduler where one is configured."""
