@@ -46,6 +46,8 @@ _CONTEXT = 2048
 _QUIET = 1  # errors only
 _START_S = 120.0
 _END_S = 10.0
+_ERROR = "error: "
+"""Marks the child's message among what the library says, which can come later."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -187,9 +189,17 @@ def start_local_server(
         if not first:
             LocalServer(process, "").close()
             said.seek(0)
-            last = said.read().strip().rpartition("\n")[2]
-            raise ConfigError(last or f"the local server did not start within {_START_S:g} s.")
+            raise ConfigError(_reason(said.read(), process.returncode))
     return LocalServer(process, first.split()[-1])
+
+
+def _reason(said: str, status: int) -> str:
+    """Return why a child did not start, from its standard error and exit status."""
+    lines = said.strip().splitlines()
+    own = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+    if own or lines:
+        return (own or lines)[-1]
+    return f"the local server did not start within {_START_S:g} s (exit status {status})."
 
 
 def smollm2_path() -> Path:
@@ -298,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(parser.parse_args(argv))
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(f"{_ERROR}{error}", file=sys.stderr)
         return 2
     return 0
 

@@ -31,12 +31,14 @@ def show(found: Row) -> None:
         title=f"a training step of LLMRec, CPU ms of one thread: {first['users']:,} users x "
         f"{first['items']:,} items, {first['edges']:,} edges, B = {found['batch_size']:,}"
     )
-    for name in ("features", "path", *PARTS, "step", "of plain", "build s", "peak GiB", "ok"):
-        table.add_column(name, justify="left" if name in ("features", "path") else "right")
+    names = "features", "config", "path"
+    for name in (*names, *PARTS, "step", "of plain", "build s", "peak GiB", "ok"):
+        table.add_column(name, justify="left" if name in names else "right")
     for row in rows:
-        seconds, plain = row["step_cpu_s"], _plain_seconds(rows, row["features"])
+        seconds, plain = row["step_cpu_s"], _plain_seconds(rows, row)
         table.add_row(
             row["features"],
+            row["config"],
             row["path"],
             *(f"{1e3 * seconds[part]:.0f}" for part in PARTS),
             f"{1e3 * seconds['total']:.0f}",
@@ -58,9 +60,10 @@ def show(found: Row) -> None:
         out.print(operations_table(row, found["rates"]))
 
 
-def _plain_seconds(rows: list[Row], features: str) -> float | None:
+def _plain_seconds(rows: list[Row], like: Row) -> float | None:
     for row in rows:
-        if row["features"] == features and row["path"].startswith("plain"):
+        same = row["features"] == like["features"] and row["config"] == like["config"]
+        if same and row["path"].startswith("plain"):
             return float(row["step_cpu_s"]["total"])
     return None
 
@@ -69,14 +72,16 @@ def verdict(row: Row, targets: dict[str, float]) -> str:
     """Return whether a path meets its targets; the plain one has none, nor have other sizes.
 
     Args:
-        row: of one path.
+        row: of one path; only "released" does the work that the target of time is for.
         targets: see `benchmarks.training_step.TARGETS`.
     """
     propagation, storage = row["path"].split("/")
     if propagation == "plain" or row["edges"] < 50_000:
         return ""
-    quick = row["step_cpu_s"]["total"] <= targets[f"{row['features']}_cpu_s"]
     small = row["peak_gib"] <= targets[f"{storage}_peak_gib"]
+    if row["config"] != "released":
+        return "GiB yes" if small else "GiB NO"
+    quick = row["step_cpu_s"]["total"] <= targets[f"{row['features']}_cpu_s"]
     return "yes" if quick and small else "NO"
 
 
@@ -88,8 +93,8 @@ def operations_table(row: Row, rates: dict[str, float]) -> Table:
         rates: ``gflop_s`` and ``gb_s`` of the machine.
     """
     table = Table(
-        title=f"{row['features']}, {row['path']}: operations of a step; this machine gives "
-        f"{rates['gflop_s']:.0f} GFLOP/s and {rates['gb_s']:.1f} GB/s",
+        title=f"{row['features']}, {row['config']}, {row['path']}: operations of a step; this "
+        f"machine gives {rates['gflop_s']:.0f} GFLOP/s and {rates['gb_s']:.1f} GB/s",
         title_justify="left",
     )
     for name in ("operation", "calls", "CPU ms", "GFLOP", "GB", "GFLOP/s", "GB/s", "least ms"):
@@ -132,8 +137,8 @@ def plot(found: Row, path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows, targets = found["rows"], found["targets"]
-    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    left, right = figure.subplots(2, 1)
     for place, row in enumerate(rows):
         bottom = 0.0
         for part, color in PARTS.items():
@@ -151,13 +156,14 @@ def plot(found: Row, path: Path) -> None:
         if propagation == "plain":
             continue
         span = [place - 0.4, place + 0.4]
-        left.plot(span, [targets[f"{row['features']}_cpu_s"]] * 2, color="#c2410c", lw=2)
+        if row["config"] == "released":
+            left.plot(span, [targets[f"{row['features']}_cpu_s"]] * 2, color="#c2410c", lw=2)
         right.plot(span, [targets[f"{storage}_peak_gib"]] * 2, color="#c2410c", lw=2)
     left.set_ylim(0, 1.2 * max(row["step_cpu_s"]["total"] for row in rows))
     left.legend(fontsize=8, frameon=False, loc="upper center", ncols=4)
     left.set_title("CPU seconds of a step; lines: targets", loc="left", fontsize=9)
     right.set_title("peak GiB, grey before the model is built", loc="left", fontsize=9)
-    labels = [f"{row['features']}\n{row['path'].replace('/', chr(10))}" for row in rows]
+    labels = ["\n".join((r["features"], r["config"], *r["path"].split("/"))) for r in rows]
     for axes in (left, right):
         axes.set_xticks(range(len(rows)), labels, fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)

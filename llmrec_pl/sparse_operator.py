@@ -7,6 +7,7 @@ distributed training. The only torch.sparse call site.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_WIDENED_ROWS = 128
 
 # Products and their backward are covered by our tests; the notice says nothing a user could act on.
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
@@ -39,18 +42,23 @@ class RowEntries(NamedTuple):
         Args:
             x: ``[n_columns, d]``.
         """
-        columns = self.columns
-        if x.dtype != self.weight.dtype:
-            x, columns = x[columns].to(self.weight.dtype), torch.arange(len(columns)).to(columns)
-        # On the CPU two to six times as fast as a product of torch's CSR.
-        return F.embedding_bag(
-            columns,
-            x.contiguous(),
-            self.indptr,
-            mode="sum",
-            per_sample_weights=self.weight,
-            include_last_offset=True,
-        )
+        if x.dtype == self.weight.dtype:
+            return _bag(self.columns, x.contiguous(), self.indptr, self.weight)
+        summed = x.new_empty(len(self.indptr) - 1, x.shape[1], dtype=self.weight.dtype)
+        for rows, entries in self._parts():
+            read = x[self.columns[entries]].to(self.weight.dtype)
+            place = torch.arange(len(read), dtype=self.indptr.dtype, device=x.device)
+            offset = self.indptr[rows.start : rows.stop + 1] - entries.start
+            summed[rows] = _bag(place, read, offset, self.weight[entries])
+        return summed
+
+    def _parts(self) -> Iterator[tuple[slice, slice]]:
+        """Yield rows with their entries, few enough for their widened columns to stay in cache."""
+        n = len(self.indptr) - 1
+        size = _WIDENED_ROWS if self.indptr.device.type == "cpu" else max(n, 1)
+        bounds = [*self.indptr[::size].tolist(), len(self.columns)]
+        for number, start in enumerate(range(0, n, size)):
+            yield slice(start, min(start + size, n)), slice(bounds[number], bounds[number + 1])
 
     def scatter(self, x: Tensor, n_columns: int) -> Tensor:
         """Return the adjoint of `gather`: each row of ``x [n_rows, d]`` added to its columns."""
@@ -59,7 +67,8 @@ class RowEntries(NamedTuple):
     def flipped(self, n_columns: int) -> RowEntries:
         """Return the entries in the order of their columns: those of the transpose."""
         n_rows = len(self.indptr) - 1
-        if self.columns.device.type == "cpu":
+        # SciPy knows no half precision.
+        if self.columns.device.type == "cpu" and self.weight.itemsize >= 4:
             parts = tuple(p.numpy() for p in (self.weight, self.columns, self.indptr))
             turned = sp.csr_array(parts, shape=(n_rows, n_columns)).tocsc()
             arrays = (turned.indices, turned.data, turned.indptr)
@@ -73,6 +82,13 @@ class RowEntries(NamedTuple):
         indptr = self.indptr.new_zeros(n_columns + 1)
         torch.cumsum(torch.bincount(columns, minlength=n_columns), 0, out=indptr[1:])
         return RowEntries(rows[order], self.weight[order], indptr)
+
+
+def _bag(columns: Tensor, x: Tensor, indptr: Tensor, weight: Tensor) -> Tensor:
+    # On the CPU two to six times as fast as a product of torch's CSR.
+    return F.embedding_bag(
+        columns, x, indptr, mode="sum", per_sample_weights=weight, include_last_offset=True
+    )
 
 
 class _Gather(torch.autograd.Function):

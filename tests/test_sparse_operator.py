@@ -107,3 +107,14 @@ def test_rows_of_half_precision_features_are_summed_in_float32():
     operator = SparseOperator(sp.csr_array(np.ones((1, 2))))
     x = torch.tensor([[1.0], [2**-11]], dtype=torch.float16)
     assert operator.entries(torch.tensor([0])).gather(x).item() == 1 + 2**-11
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 127, 128, 129, 256, 500])
+def test_many_rows_of_half_precision_features_are_summed_as_wide_ones_are(n_rows):
+    random = np.random.default_rng(n_rows)
+    dense = random.normal(size=(500, 60)) * (random.random((500, 60)) < 0.1)
+    operator = SparseOperator(sp.csr_array(dense.astype(np.float32)))
+    x = torch.from_numpy(random.normal(size=(60, 3))).half()
+    rows = torch.from_numpy(random.integers(0, 500, size=n_rows))
+    entries = operator.entries(rows)
+    torch.testing.assert_close(entries.gather(x), entries.gather(x.float()), rtol=0, atol=0)

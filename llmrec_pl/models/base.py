@@ -165,6 +165,9 @@ class Recommender(RankingSteps):
             )
         self.expected_batch_size = data.batch_size
         self.build_seeded(data.dataset, data.features, data.seed)
+        # Before weights are restored: Lightning converts later, and would round those of a
+        # double-precision checkpoint to float32 first.
+        self.trainer.precision_plugin.convert_module(self)
         if self.device_mesh is not None:
             shard_tables(self, self.device_mesh["tensor_parallel"])
         # Every process has these from the data. Sent in each step, as DDP does with buffers, they

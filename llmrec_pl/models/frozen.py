@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
 Storage = Literal["float32", "float16"]
 _TILE_ROWS = 256
+_MOST_FILLED = 0.9
+"""Share of rows with a gradient above which the others are not worth leaving out."""
 
 
 class Source(nn.Module):
@@ -41,28 +42,26 @@ class Source(nn.Module):
             projection: from ``dim`` to d.
             index: int64 ``[m]``; None for all rows.
         """
-        if index is None:
-            index = torch.arange(self.n_rows, device=projection.weight.device)
         rows, share = self._product(projection.weight, index), self._bias_share(index)
         bias = projection.bias if share is None else torch.outer(share, projection.bias)
         return rows + bias.to(rows.dtype)
 
-    def _product(self, weight: Tensor, index: Tensor) -> Tensor:
+    def _product(self, weight: Tensor, index: Tensor | None) -> Tensor:
         """Return some rows times ``weight.T``, ``[m, d]``."""
         raise NotImplementedError
 
-    def _bias_share(self, index: Tensor) -> Tensor | None:
+    def _bias_share(self, index: Tensor | None) -> Tensor | None:
         """Return how much of the bias each of some rows carries, ``[m]``; None for all of it."""
         raise NotImplementedError
 
 
-def read_and_project(weight: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+def read_and_project(weight: Tensor, rows: Tensor, index: Tensor | None = None) -> Tensor:
     """Return ``rows[index] @ weight.T`` without a copy of these rows, ``[m, d]``.
 
     Args:
         weight: ``[d, dim]``; the gradient goes here only.
         rows: ``[n, dim]``.
-        index: int64 ``[m]``.
+        index: int64 ``[m]``; None for all rows in their order.
     """
     product: Tensor = _ReadAndProject.apply(weight, rows, index)  # type: ignore[no-untyped-call]
     return product
@@ -76,14 +75,15 @@ class _ReadAndProject(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, rows: Tensor, index: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, weight: Tensor, rows: Tensor, index: Tensor | None) -> Tensor:  # noqa: ANN401
         device = weight.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
         ctx.rows, ctx.index, ctx.dtype, ctx.weight_dtype = rows, index, dtype, weight.dtype
         with torch.autocast(device, enabled=False):
             turned = weight.to(dtype).T
-            product = turned.new_empty(len(index), len(weight))
+            n = len(rows) if index is None else len(index)
+            product = turned.new_empty(n, len(weight))
             for part, tile in _tiles(rows, index, dtype):
                 torch.mm(tile, turned, out=product[part])
         return product
@@ -93,8 +93,9 @@ class _ReadAndProject(torch.autograd.Function):
         shape = gradient.shape[1], ctx.rows.shape[1]
         total = gradient.new_zeros(shape, dtype=ctx.weight_dtype)
         with torch.autocast(gradient.device.type, enabled=False):
-            turned = gradient.to(ctx.dtype).T
-            for part, tile in _tiles(ctx.rows, ctx.index, ctx.dtype):
+            gradient, index = _without_zero_rows(gradient.to(ctx.dtype), ctx.index)
+            turned = gradient.T
+            for part, tile in _tiles(ctx.rows, index, ctx.dtype):
                 if total.dtype == ctx.dtype:
                     total.addmm_(turned[:, part], tile)
                 else:
@@ -102,20 +103,37 @@ class _ReadAndProject(torch.autograd.Function):
         return total, None, None
 
 
-def _tiles(rows: Tensor, index: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+def _without_zero_rows(gradient: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Leave out rows that add nothing to the gradient: of triplets that pruning dropped.
+
+    On the CPU only; a GPU would have to wait for their number.
+    """
+    if gradient.device.type != "cpu":
+        return gradient, index
+    filled = gradient.ne(0).any(dim=1).nonzero().squeeze(1)
+    if len(filled) > _MOST_FILLED * len(gradient):
+        return gradient, index
+    return gradient[filled], filled if index is None else index[filled]
+
+
+def _tiles(
+    rows: Tensor, index: Tensor | None, dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor]]:
     """Yield parts of the index with their rows, which are overwritten by the next part."""
     # A GPU wants one large product, a core one that stays in its cache.
-    size = _TILE_ROWS if index.device.type == "cpu" else max(len(index), 1)
-    shape = min(size, len(index)), rows.shape[1]
+    n_all = len(rows) if index is None else len(index)
+    size = _TILE_ROWS if rows.device.type == "cpu" else max(n_all, 1)
+    shape = min(size, n_all), rows.shape[1]
     tile = torch.empty(shape, dtype=dtype, device=rows.device)
     stored = tile if rows.dtype == dtype else torch.empty_like(tile, dtype=rows.dtype)
-    for start in range(0, len(index), size):
-        part = slice(start, min(start + size, len(index)))
+    for start in range(0, n_all, size):
+        part = slice(start, min(start + size, n_all))
         n = part.stop - start
-        torch.index_select(rows, 0, index[part], out=stored[:n])
-        if stored is not tile:
-            tile[:n].copy_(stored[:n])
-        yield part, tile[:n]
+        if index is None:
+            read = rows[part]
+        else:
+            read = torch.index_select(rows, 0, index[part], out=stored[:n])
+        yield part, read if rows.dtype == dtype else tile[:n].copy_(read)
 
 
 class FrozenRows(Source):
@@ -124,33 +142,50 @@ class FrozenRows(Source):
     Buffers are not persistent: a checkpoint holds no features, which come from the data set.
 
     Args:
-        values: float32 ``[n, dim]``; float32 storage shares its memory.
-        storage: the type in which they are kept; "float16" rounds them to 11 bits.
+        values: float32 or float16 ``[n, dim]``; their memory is shared.
         share: how much of the bias each row carries, ``[n]``; None for all of it.
     """
 
     values: Tensor
     share: Tensor | None
 
-    def __init__(
-        self,
-        values: NDArray[np.float32],
-        storage: Storage = "float32",
-        share: NDArray[np.float32] | None = None,
-    ) -> None:
+    def __init__(self, values: NDArray[Any], share: NDArray[np.float32] | None = None) -> None:
         super().__init__()
         self.n_rows, self.dim = values.shape
-        kept = torch.from_numpy(values).to(getattr(torch, storage))
-        self.register_buffer("values", kept, persistent=False)
+        self.register_buffer("values", torch.from_numpy(values), persistent=False)
         self.register_buffer(
             "share", None if share is None else torch.from_numpy(share), persistent=False
         )
 
-    def _product(self, weight: Tensor, index: Tensor) -> Tensor:
+    def _product(self, weight: Tensor, index: Tensor | None) -> Tensor:
         return read_and_project(weight, self.values, index)
 
-    def _bias_share(self, index: Tensor) -> Tensor | None:
-        return None if self.share is None else self.share[index]
+    def _bias_share(self, index: Tensor | None) -> Tensor | None:
+        return self.share if self.share is None or index is None else self.share[index]
+
+
+class NonZeroRows(Source):
+    """Rows many of which are zero, and carry no bias: only the others are stored.
+
+    Args:
+        rows: those that are stored.
+        filled: which they are, ``[n]``.
+    """
+
+    place: Tensor
+
+    def __init__(self, rows: FrozenRows, filled: NDArray[np.bool_]) -> None:
+        super().__init__()
+        self.rows, self.n_rows, self.dim = rows, len(filled), rows.dim
+        place = torch.from_numpy(filled).cumsum(0).masked_fill_(~torch.from_numpy(filled), 0) - 1
+        self.register_buffer("place", place, persistent=False)
+
+    def project(self, projection: nn.Linear, index: Tensor | None = None) -> Tensor:
+        """Return some rows after projection; see `Source.project`."""
+        place = self.place if index is None else self.place[index]
+        stored = (place >= 0).nonzero().squeeze(1)
+        rows = self.rows.project(projection, place[stored])
+        return rows.new_zeros(len(place), rows.shape[1]).index_copy(0, stored, rows)
 
 
 class MixedRows(Source):
@@ -170,10 +205,11 @@ class MixedRows(Source):
         share = operator(torch.ones(operator.shape[1], 1)).squeeze(1)
         self.register_buffer("share", share, persistent=False)
 
-    def _product(self, weight: Tensor, index: Tensor) -> Tensor:
+    def _product(self, weight: Tensor, index: Tensor | None) -> Tensor:
+        if index is None:
+            index = torch.arange(self.n_rows, device=weight.device)
         # Kept for the backward pass: to sum them again would cost more than their memory.
-        rows = self.operator.entries(index).gather(self.rows.values)
-        return F.linear(rows, weight)
+        return read_and_project(weight, self.operator.entries(index).gather(self.rows.values))
 
-    def _bias_share(self, index: Tensor) -> Tensor:
-        return self.share[index]
+    def _bias_share(self, index: Tensor | None) -> Tensor:
+        return self.share if index is None else self.share[index]

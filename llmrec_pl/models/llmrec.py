@@ -22,10 +22,10 @@ from llmrec_pl.models.feature_paths import (
     FeaturePath,
     MaskSpace,
     Propagated,
-    choose_path,
 )
 from llmrec_pl.models.frozen import Storage
 from llmrec_pl.models.layers import ByFeature, MaskedRows, MaskToken, draw_mask
+from llmrec_pl.models.lean_paths import choose_path
 
 Propagation = Literal["auto", "plain"]
 Regulariser = Literal["l2", "inverted"]
@@ -95,7 +95,7 @@ class LLMRec(Recommender):
         l2_weight: w2.
         regulariser: which L2 term.
         propagation: "auto" projects as few rows a step as it can, with the same result; "plain"
-            projects and propagates every row in every step. See `llmrec_pl.models.feature_paths`.
+            projects and propagates every row in every step. See `llmrec_pl.models.lean_paths`.
         feature_storage: type in which frozen features are kept; "float16" halves the memory and
             rounds them. Without effect where the plain way is taken.
         optimizer: see `Recommender`.
@@ -200,6 +200,7 @@ class LLMRec(Recommender):
             mask_rate=self.mask_rate if self.projection_of[feature.name] in self.mask else 0.0,
             dropout=self.dropout_rate,
             storage=self.feature_storage,
+            normed=feature.group == "modality" and self.feature_l2_weight > 0,
             plain=self.propagation == "plain",
         )
 
@@ -347,8 +348,7 @@ class LLMRec(Recommender):
                 terms.append(self.decoder[key](nothing).sum())
                 continue
             restored = self.decoder[key](feature.at_masked)
-            target = feature.target.detach()
-            terms.append(losses.restoration_loss(restored, target, self.restoration_gamma))
+            terms.append(losses.restoration_loss(restored, feature.target, self.restoration_gamma))
         return torch.stack(terms).sum()
 
     def _regularise(

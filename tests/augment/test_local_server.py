@@ -17,7 +17,7 @@ import pytest
 from augment.classify import Outcome, classify
 from augment.client import HttpAnswerer
 from augment.config import Provider
-from augment.local_server import smollm2_path, start_local_server
+from augment.local_server import _reason, smollm2_path, start_local_server
 from augment.probe import probe_structured
 from augment.redact import Secret
 from augment.wire import Call
@@ -181,6 +181,14 @@ def test_a_damaged_model_is_refused_in_a_sentence(tmp_path):
     damaged.write_bytes(smollm2_path().read_bytes()[:100_000])
     with pytest.raises(ConfigError, match="could not be served"):
         start_local_server(damaged)
+
+
+@pytest.mark.parametrize("noise", ["", "terminate called without an active exception\n"])
+def test_the_reason_is_found_among_what_the_library_says(noise):
+    said = f"llama: cannot map the file\nerror: 'm.gguf' could not be served.\n{noise}"
+    assert _reason(said, 2) == "'m.gguf' could not be served."
+    assert _reason("killed by the system\n", -9) == "killed by the system"
+    assert "did not start within" in _reason("", -9)
 
 
 def test_a_taken_port_is_named(tmp_path):

@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_products_count_as_torch_counts_them(data: Path) -> None:
     dataset, features = training_step.read_data(data)
-    model, make_optimizer = training_step.make_model("plain/float32")
+    model, make_optimizer = training_step.make_model("plain/float32", "netflix")
     model.build_seeded(dataset, features, seed=0)
     edges = one_llm_edge_a_user(dataset)
     sampler = TripletSampler(dataset.train, 64, 0, "user", edges, 0.1)
@@ -74,7 +74,7 @@ def test_data_come_back_from_their_files(data: Path) -> None:
 
 @pytest.mark.parametrize("path", ["plain/float32", "auto/float16"])
 def test_a_path_is_measured(data: Path, path: str) -> None:
-    found = training_step.measure(data, path, steps=1, trace=None)
+    found = training_step.measure(data, path, "netflix", steps=1, trace=None)
     assert set(found["step_cpu_s"]) == {"total", *training_step_report.PARTS}
     assert found["peak_gib"] >= found["built_gib"] >= found["before_gib"] > 0
     assert found["operations"]["mm"]["gflop"] > 0
@@ -82,20 +82,22 @@ def test_a_path_is_measured(data: Path, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "edges", "seconds", "gib", "expected"),
+    ("path", "config", "edges", "seconds", "gib", "expected"),
     [
-        ("auto/float32", 68_933, 0.2, 1.9, "yes"),
-        ("auto/float32", 68_933, 0.3, 1.9, "NO"),
-        ("auto/float16", 68_933, 0.2, 1.9, "NO"),
-        ("plain/float32", 68_933, 9.0, 9.0, ""),
-        ("auto/float32", 689, 9.0, 9.0, ""),
+        ("auto/float32", "released", 68_933, 0.2, 1.9, "yes"),
+        ("auto/float32", "released", 68_933, 0.3, 1.9, "NO"),
+        ("auto/float16", "released", 68_933, 0.2, 1.9, "NO"),
+        ("auto/float32", "netflix", 68_933, 0.3, 1.9, "GiB yes"),
+        ("auto/float16", "netflix", 68_933, 0.2, 1.9, "GiB NO"),
+        ("plain/float32", "released", 68_933, 9.0, 9.0, ""),
+        ("auto/float32", "released", 689, 9.0, 9.0, ""),
     ],
 )
 def test_a_path_meets_its_targets_or_not(
-    path: str, edges: int, seconds: float, gib: float, expected: str
+    path: str, config: str, edges: int, seconds: float, gib: float, expected: str
 ) -> None:
-    row: dict[str, Any] = {"path": path, "edges": edges, "features": "distinct", "peak_gib": gib}
-    row["step_cpu_s"] = {"total": seconds}
+    row: dict[str, Any] = {"path": path, "config": config, "edges": edges, "peak_gib": gib}
+    row |= {"features": "distinct", "step_cpu_s": {"total": seconds}}
     assert training_step_report.verdict(row, training_step.TARGETS) == expected
 
 
@@ -104,7 +106,8 @@ def test_runs_from_command_line_to_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "step.json"
-    arguments = "--scale 0.01 --steps 1 --features repeated --paths plain/float32 auto/float32"
+    arguments = "--scale 0.01 --steps 1 --configs netflix --features repeated"
+    arguments += " --paths plain/float32 auto/float32"
     trace = tmp_path / "trace.json"
     training_step.main([*arguments.split(), "--trace", str(trace), "--out", str(out)])
     found = json.loads(out.read_text(encoding="utf-8"))

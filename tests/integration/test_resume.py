@@ -259,6 +259,19 @@ def test_accumulated_gradients_are_not_lost(llmrec_arguments, tmp_path, step):
     assert_equal(final_state(tmp_path / "b"), final_state(tmp_path / "a"))
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_other_precisions_resume_too(llmrec_arguments, tmp_path, precision):
+    save = (
+        "--trainer.callbacks+",
+        f"{{class_path: {SaveEverywhere.__module__}.SaveEverywhere, "
+        f"init_args: {{folder: {tmp_path}}}}}",
+    )
+    common = ("--trainer.precision", precision, "--trainer.max_epochs", 2)
+    fit(llmrec_arguments, tmp_path / "a", *common, *save)
+    fit(llmrec_arguments, tmp_path / "b", *common, "--ckpt_path", tmp_path / "step3.ckpt")
+    assert_equal(final_state(tmp_path / "b"), final_state(tmp_path / "a"))
+
+
 def test_limited_epochs_resume_too(llmrec_arguments, tmp_path):
     limit = ("--trainer.limit_train_batches", 3)
     save = (

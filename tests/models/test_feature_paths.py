@@ -10,15 +10,10 @@ from torch import nn
 from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.data.features import Feature, FeatureStore
 from llmrec_pl.graph import BipartiteGraph
-from llmrec_pl.models.feature_paths import (
-    Asked,
-    DistinctPath,
-    PlainPath,
-    PropagatedPath,
-    choose_path,
-)
+from llmrec_pl.models.feature_paths import Asked, PlainPath
 from llmrec_pl.models.frozen import FrozenRows
 from llmrec_pl.models.layers import MaskedRows
+from llmrec_pl.models.lean_paths import DistinctPath, PropagatedPath, choose_path
 from llmrec_pl.models.llmrec import LLMRec
 
 DIM, WIDTH = 5, 3
@@ -122,18 +117,36 @@ def test_few_rows_of_many_are_propagated_beforehand_and_repeated_ones_projected_
     assert way(distinct, rows_a_step=30, plain=True) is PlainPath
 
 
-def test_projection_of_frozen_rows_reads_any_tile_alike():
+@pytest.mark.parametrize("share_of_zero_gradients", [0.0, 0.05, 0.6, 1.0])
+@pytest.mark.parametrize("all_rows", [True, False])
+def test_projection_of_frozen_rows_reads_any_tile_alike(share_of_zero_gradients, all_rows):
     values = np.random.default_rng(0).normal(size=(700, 6)).astype(np.float32)
     rows = FrozenRows(values).double()
-    index = torch.randint(0, 700, (1500,))
+    index = None if all_rows else torch.randint(0, 700, (1500,))
     projection = nn.Linear(6, 3).double()
     found = rows.project(projection, index)
-    expected = projection(torch.from_numpy(values).double()[index])
+    read = torch.from_numpy(values).double()
+    expected = projection(read if index is None else read[index])
     torch.testing.assert_close(found, expected)
-    weight = torch.randn(1500, 3).double()
+    weight = torch.randn(len(found), 3).double()
+    weight[torch.rand(len(found)) < share_of_zero_gradients] = 0
     ours = torch.autograd.grad((found * weight).sum(), projection.parameters())
     plain = torch.autograd.grad((expected * weight).sum(), projection.parameters())
     torch.testing.assert_close(ours, plain)
+
+
+def test_rows_of_nodes_without_an_edge_are_not_stored():
+    random = np.random.default_rng(5)
+    edges = np.stack(np.nonzero(random.random((20, 30)) < 0.3))
+    graph = BipartiteGraph(edges, 20, 90)  # two thirds of the items have no edge
+    values = random.normal(size=(90, 4)).astype(np.float32)
+    path = PropagatedPath(Feature("f", "item", "attribute", values), graph, "float32", masked=False)
+    assert len(path.own_rows.rows.values) <= 30
+    projection = nn.Linear(4, 2)
+    items = torch.tensor([89, 0, 89, 5])
+    found = path(projection, Asked(torch.tensor([0]), items), None, "none").item
+    assert torch.equal(found[[0, 2]], torch.zeros(2, 2))
+    assert (found[[1, 3]] != 0).all()
 
 
 def test_a_trained_model_is_the_same_on_every_way():
