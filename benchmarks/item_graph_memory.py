@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.processes import peak_gib
 from benchmarks.trials import write_json
 
 if TYPE_CHECKING:
@@ -138,12 +138,6 @@ def timed(work: Callable[[], object]) -> dict[str, float]:
     wall, processor = time.perf_counter(), time.process_time()
     work()
     return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - processor}
-
-
-def peak_gib() -> float:
-    """Return the highest resident memory of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from benchmarks.processes import peak_gib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,9 +190,3 @@ def evaluation(folder: Path) -> dict[str, Any]:
         top_k(rows.user, rows.item, min(K, dataset.n_items), sparse_rows(dataset.train, some))
     spent = time.process_time() - start
     return {"cpu_s": {"total": spent * EVALUATED / len(users)}, "peak_gib": peak_gib()}
-
-
-def peak_gib() -> float:
-    """Return the highest resident memory of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

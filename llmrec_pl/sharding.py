@@ -21,6 +21,9 @@ from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from llmrec_pl.checkpoints import read_checkpoint
 from llmrec_pl.errors import ConfigError
+from llmrec_pl.models.layers import EmbeddingTable
+
+_SPLIT = nn.Embedding, EmbeddingTable
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -77,7 +80,10 @@ def shard_tables(model: nn.Module, mesh: DeviceMesh) -> None:
         ConfigError: there is no table to split.
     """
     for module in model.modules():
-        if type(module) is nn.Embedding and _can_split(module, mesh.size()):
+        # No subclass that looks rows up in a way of its own.
+        if not isinstance(module, nn.Embedding) or type(module) not in _SPLIT:
+            continue
+        if _can_split(module, mesh.size()):
             rows = distribute_tensor(module.weight.data, mesh, [Shard(0)], src_data_rank=None)
             local = DTensor.from_local(
                 rows.to_local().clone(),  # a view would keep the whole table in memory

@@ -24,6 +24,8 @@ OBSERVED, LLM = 0, 1
 
 # First word of every key: separates the streams that one seed feeds.
 _PERMUTATION, _GLOBAL_BATCH, _RANK_BATCH = 1, 2, 3
+_MOST_MARKED = 1 << 26
+"""Pairs of users and items of which a bit each is kept: up to 8 MiB, which a cache holds."""
 
 
 def keyed_generator(seed: int, stream: int, *key: int) -> np.random.Generator:
@@ -130,7 +132,15 @@ class TripletSampler:
         self.degree = degree
         self.edge_user = np.repeat(np.arange(self.n_users, dtype=_smallest(self.n_users)), degree)
         self.active_users = np.flatnonzero(degree)
+        self._met = self._marked() if self.n_users * self.n_items <= _MOST_MARKED else None
         self._set_llm_edges(llm_edges)
+
+    def _marked(self) -> NDArray[np.uint8]:
+        """Return a bit for each pair, set for train interactions."""
+        pair = self.edge_user.astype(np.int64) * self.n_items + self.items
+        marked = np.zeros(self.n_users * self.n_items // 8 + 1, dtype=np.uint8)
+        np.bitwise_or.at(marked, pair >> 3, _bit(pair))
+        return marked
 
     def _set_llm_edges(self, llm_edges: NDArray[np.int64] | None) -> None:
         if llm_edges is None:
@@ -214,9 +224,13 @@ class TripletSampler:
     def _has_met(self, user: NDArray[np.int64], item: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return for each pair whether it is a train interaction.
 
-        A binary search in the user's own sorted items, for all pairs at once: its time does not
-        depend on the size of the data, and nothing is kept for it.
+        In a large catalogue by a binary search in the user's own sorted items, for all pairs at
+        once: its time does not depend on the size of the data, and nothing is kept for it.
         """
+        if self._met is not None:
+            pair = user * self.n_items + item
+            marked: NDArray[np.bool_] = (self._met[pair >> 3] & _bit(pair)) != 0
+            return marked
         place, end = self.indptr[user], self.indptr[user + 1]
         longest = int((end - place).max(initial=0))
         for power in reversed(range(longest.bit_length())):
@@ -247,6 +261,11 @@ def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int32 | np.int64]:
     keyed_generator(seed, _PERMUTATION, epoch).shuffle(permutation)
     permutation.flags.writeable = False  # shared by all samplers of this process
     return permutation
+
+
+def _bit(pair: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return the bit of a pair within its byte."""
+    return np.left_shift(np.uint8(1), (pair & 7).astype(np.uint8))
 
 
 def _smallest(n: int) -> type[np.int32 | np.int64]:

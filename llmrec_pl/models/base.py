@@ -5,8 +5,10 @@ Knows no model in particular, no K, no mask and no metric.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +30,7 @@ from llmrec_pl.data.features import FeatureStore
 from llmrec_pl.data.provenance import check_same_data
 from llmrec_pl.data.shares import batch_share
 from llmrec_pl.errors import CheckpointMismatchError, ConfigError
+from llmrec_pl.models.layers import EmbeddingTable
 from llmrec_pl.models.ranking_steps import RankingSteps
 from llmrec_pl.models.ranking_steps import Representations as Representations  # for authors
 from llmrec_pl.optimizers import check_gradients, clip_sparse, process_backend
@@ -74,7 +77,7 @@ class Recommender(RankingSteps):
         self.embedding_dim, self.l2_weight = embedding_dim, l2_weight
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self._built = False
-        self._logged: dict[str, Tensor] = {}
+        self._logged: dict[tuple[str, ...], Tensor] = {}
         self._n_logged = 0
 
     # What a model author writes.
@@ -124,8 +127,8 @@ class Recommender(RankingSteps):
     def make_embeddings(self, dataset: InteractionDataset) -> None:
         """Create ``user_embedding`` and ``item_embedding`` with Xavier-uniform weights."""
         width, sparse = self.embedding_dim, self.sparse_gradients
-        self.user_embedding = nn.Embedding(dataset.n_users, width, sparse=sparse)
-        self.item_embedding = nn.Embedding(dataset.n_items, width, sparse=sparse)
+        self.user_embedding = EmbeddingTable(dataset.n_users, width, sparse=sparse)
+        self.item_embedding = EmbeddingTable(dataset.n_items, width, sparse=sparse)
         nn.init.xavier_uniform_(self.user_embedding.weight)
         nn.init.xavier_uniform_(self.item_embedding.weight)
 
@@ -208,7 +211,7 @@ class Recommender(RankingSteps):
         takes a step here.
         """
         terms = self.losses(batch)
-        total = torch.stack([term.float() for term in terms.values()]).sum()
+        total = functools.reduce(operator.add, (term.float() for term in terms.values()))
         self._add_to_means({**terms, "loss": total}, len(batch["user"]))
         if not self.automatic_optimization:
             self._step_each_optimizer(total)
@@ -216,15 +219,19 @@ class Recommender(RankingSteps):
 
     def _add_to_means(self, terms: Mapping[str, Tensor], n: int) -> None:
         # Lightning's own bookkeeping in each step takes as long as a small model's step does.
+        names = tuple(terms)
+        values = torch.stack([term.detach().float() for term in terms.values()]) * n
+        self._logged[names] = self._logged[names] + values if names in self._logged else values
         self._n_logged += n
-        for name, term in terms.items():
-            value = term.detach().float() * n
-            self._logged[name] = self._logged[name] + value if name in self._logged else value
 
     def on_train_epoch_end(self) -> None:
         """Log each term's mean over the epoch, or over what a resumed run saw of it."""
         several, n = self.trainer.world_size > 1, self._n_logged
-        means = {f"train/{name}": total / n for name, total in self._logged.items()}
+        means: dict[str, Tensor] = {}
+        for names, totals in self._logged.items():
+            for name, mean in zip(names, (totals / n).unbind(), strict=True):
+                key = f"train/{name}"
+                means[key] = means[key] + mean if key in means else mean
         self.log_dict(means, sync_dist=several, batch_size=max(n, 1))
         self._logged, self._n_logged = {}, 0
 

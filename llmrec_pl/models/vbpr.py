@@ -13,7 +13,7 @@ from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.data.features import FeatureStore
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.models.base import OptimizerCallable, Recommender, Representations, SchedulerCallable
-from llmrec_pl.models.layers import ByFeature, FeatureTable, item_modalities
+from llmrec_pl.models.layers import ByFeature, EmbeddingTable, FeatureTable, item_modalities
 
 
 class VBPR(Recommender):
@@ -83,9 +83,9 @@ class VBPR(Recommender):
         modalities = item_modalities(features, "VBPR")
         self.make_embeddings(dataset)
         sparse = self.sparse_gradients
-        self.user_preference = nn.Embedding(dataset.n_users, self.projection_dim, sparse=sparse)
+        self.user_preference = EmbeddingTable(dataset.n_users, self.projection_dim, sparse=sparse)
         nn.init.xavier_uniform_(self.user_preference.weight)
-        self.item_bias = nn.Embedding(dataset.n_items, 1, sparse=sparse)
+        self.item_bias = EmbeddingTable(dataset.n_items, 1, sparse=sparse)
         nn.init.zeros_(self.item_bias.weight)
         self.tables, self.projection = ByFeature(), ByFeature()
         self.feature_bias = ByFeature()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from llmrec_pl.data import triplets
 from llmrec_pl.data.triplets import LLM, OBSERVED, ManyNegativesBatch, TripletSampler
 from llmrec_pl.errors import AugmentationError, ConfigError, DatasetError
 
@@ -214,6 +216,21 @@ def test_negatives_are_items_the_user_has_not_met_in_train(train, sampling):
         assert ((batch.neg_item >= 0) & (batch.neg_item < train.shape[1])).all()
         for pair in zip(batch.user.tolist(), batch.neg_item.tolist(), strict=True):
             assert pair not in known
+
+
+@given(trains(), st.sampled_from(["edge", "user"]), st.integers(1, 3))
+@settings(max_examples=150, deadline=None)
+def test_catalogues_too_large_to_mark_each_pair_give_the_same_batches(train, sampling, n):
+    def batches():
+        sampler = TripletSampler(train, 5, 0, sampling, n_negatives=n)
+        return [sampler.batch(1, step) for step in range(sampler.n_batches)]
+
+    marked = batches()
+    with mock.patch.object(triplets, "_MOST_MARKED", 0):
+        searched = batches()
+    for ours, other in zip(marked, searched, strict=True):
+        for name, value in vars(ours).items():
+            np.testing.assert_array_equal(value, vars(other)[name])
 
 
 def test_negatives_are_uniform_over_the_rest():

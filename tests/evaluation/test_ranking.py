@@ -59,6 +59,26 @@ def test_equals_a_sort_by_score_then_id(problem):
     assert values.dtype == torch.float32
 
 
+@given(
+    st.integers(1, 5),
+    st.integers(32, 400),
+    st.integers(1, 14),
+    st.sampled_from([2, 30, 10**6]),
+    st.floats(0, 1),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=200, deadline=None)
+def test_long_lists_of_scores_equal_a_sort_too(n, n_items, k, n_values, share_seen, seed):
+    random = np.random.default_rng(seed)
+    scores = random.integers(n_values, size=(n, n_items)).astype(np.float32)
+    masked = random.random((n, n_items)) < share_seen
+    ids, values = top_k(*one_hot_factors(scores), k, np.nonzero(masked))
+    seen = set(zip(*np.nonzero(masked), strict=True))
+    expected_ids, expected_values = naive_top_k(scores, k, seen)
+    np.testing.assert_array_equal(ids.numpy(), expected_ids)
+    np.testing.assert_array_equal(values.numpy(), expected_values)
+
+
 @pytest.mark.parametrize("item_tile", range(1, 26))
 def test_each_tile_gives_the_same_list_of_equal_and_masked_scores(item_tile):
     scores = np.random.default_rng(0).integers(-2, 3, (3, 24)).astype(float)
@@ -165,6 +185,14 @@ def test_no_gradient_is_recorded():
     user, item = one_hot_factors([[2.0, 1.0]])
     _, values = top_k(user.requires_grad_(), item.requires_grad_(), 1)
     assert not values.requires_grad
+
+
+@pytest.mark.parametrize("where", [0, 99, 319])
+def test_one_nan_among_many_scores_is_an_error(where):
+    user, item = torch.ones(3, 1), torch.arange(320.0).unsqueeze(1)
+    item[where] = torch.nan
+    with pytest.raises(LLMRecError, match="NaN"):
+        top_k(user, item, 5)
 
 
 @pytest.mark.parametrize("where", [0, 5, 9])
