@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmrec_pl.sparse_operator import take_rows
+
 if TYPE_CHECKING:
     from llmrec_pl.sparse_operator import RowEntries, SparseOperator
 
@@ -122,14 +124,16 @@ class Frontier:
 
     def repeated(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
         """Give what was asked for its order and repeats, ``[n, d]`` and ``[m, d]``."""
-        return F.embedding(self._user_place, user), F.embedding(self._item_place, item)
+        return take_rows(user, self._user_place), take_rows(item, self._item_place)
 
     def _look_up(self, layer: int, x: Tensor, held: _Held, ids: Tensor | None) -> Tensor:
         if ids is None or ids is held.ids:
             return x
+        if layer > 0 or self.n_layers == 0:
+            return take_rows(x, held.place(ids))
         # Layer 0 gets a dense gradient from its messages; one of these rows alone is added to it,
         # where a further dense one would be as large as the table.
-        return F.embedding(held.place(ids), x, sparse=layer == 0 and self.n_layers > 0)
+        return F.embedding(held.place(ids), x, sparse=True)
 
 
 def _decide(ids: Tensor, operator: SparseOperator) -> _Held:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from llmrec_pl.edges import edges_to_csr, is_sorted
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.frontier import Frontier
-from llmrec_pl.sparse_operator import RowEntries, SparseOperator, TransposedOperator
+from llmrec_pl.sparse_operator import RowEntries, SparseOperator, TransposedOperator, take_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -164,7 +164,7 @@ class BipartiteGraph(nn.Module):
         frontier = self.frontier(users, items, n_layers)
         if frontier.n_whole == 2 * n_layers:
             user, item = self.mean_of_layers(user, item, n_layers)
-            return F.embedding(users, user), F.embedding(items, item)
+            return take_rows(user, users), take_rows(item, items)
         user_sum, item_sum = frontier.asked(0, user, item)
         for layer in range(n_layers):
             user, item = frontier.propagate(layer, user, item)

@@ -22,6 +22,21 @@ _WIDENED_ROWS = 128
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
 
 
+def take_rows(x: Tensor, rows: Tensor | None) -> Tensor:
+    """Return ``x[rows]``, or x for None, with the fastest backward pass there is.
+
+    On a CPU that of `index_select` takes a third of the time of that of `F.embedding`, and half
+    that of indexing; on a GPU `F.embedding` sums in a fixed order.
+
+    Args:
+        x: ``[n, d]``.
+        rows: int64 ``[m]``, repeats allowed.
+    """
+    if rows is None:
+        return x
+    return x.index_select(0, rows) if x.device.type == "cpu" else F.embedding(rows, x)
+
+
 class RowEntries(NamedTuple):
     """The entries of some rows of a sparse matrix, row after row.
 

@@ -35,6 +35,7 @@ from llmrec_pl.models.ranking_steps import RankingSteps
 from llmrec_pl.models.ranking_steps import Representations as Representations  # for authors
 from llmrec_pl.optimizers import check_gradients, clip_sparse, process_backend
 from llmrec_pl.sharding import clip_sharded, full, shard_tables
+from llmrec_pl.sparse_operator import take_rows
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 SchedulerCallable = Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -104,7 +105,8 @@ class Recommender(RankingSteps):
         A model may override it to do less work; values and gradients stay those of `encode`.
         """
         representations = self.encode()
-        return Representations(representations.user[users], representations.item[items])
+        user, item = representations
+        return Representations(take_rows(user, users), take_rows(item, items))
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the named loss terms of a batch, already weighted; their sum is minimised.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llmrec_pl.data.features import Feature, Side
 from llmrec_pl.graph import BipartiteGraph, at_least_float32
 from llmrec_pl.models.layers import FeatureTable, MaskedRows
+from llmrec_pl.sparse_operator import take_rows
 
 MaskSpace = Literal["projected", "raw", "none"]
 
@@ -115,7 +116,7 @@ class PlainPath(FeaturePath):
         return Propagated(
             take_rows(user, asked.user),
             take_rows(item, asked.item),
-            None if known is None else own[known],
+            None if known is None else take_rows(own, known),
             None if known is None else target[known].detach(),
             lambda: square_sum(own) + square_sum(other),
         )
@@ -136,11 +137,6 @@ class PlainPath(FeaturePath):
         if token is None or masked is None:
             return rows, rows
         return token(rows, masked), rows
-
-
-def take_rows(x: Tensor, rows: Tensor | None) -> Tensor:
-    """Return some rows, or all for None."""
-    return x if rows is None else x[rows]
 
 
 def square_sum(x: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ from llmrec_pl.models.feature_paths import (
     PlainPath,
     Propagated,
     square_sum,
-    take_rows,
 )
 from llmrec_pl.models.feature_products import (
     entries_a_read,
@@ -39,6 +38,7 @@ from llmrec_pl.models.feature_products import (
 )
 from llmrec_pl.models.frozen import FrozenRows, MixedRows, Storage
 from llmrec_pl.models.layers import MaskedRows
+from llmrec_pl.sparse_operator import take_rows
 
 Projector = Callable[[Tensor | None], Tensor]
 """Gives some distinct rows after projection, or all of them, in float32 or wider."""
@@ -95,7 +95,7 @@ class _FrozenPath(FeaturePath):
         wanted = None if own_rows is None else torch.cat([own_rows, known])
         own, other = self._propagate(projection, project, wanted, other_rows, correction)
         if own_rows is None:
-            return self._result(own, other, squared_norm, own[known], target)
+            return self._result(own, other, squared_norm, take_rows(own, known), target)
         own, at_masked = torch.split(own, [len(own_rows), len(known)])
         return self._result(own, other, squared_norm, at_masked, target)
 
@@ -167,7 +167,7 @@ class DistinctPath(_FrozenPath):
 
     def _projector(self, projection: nn.Linear) -> Projector:
         distinct = at_least_float32(self.rows.project(projection))
-        return lambda place: distinct if place is None else distinct[place]
+        return partial(take_rows, distinct)
 
     def _raw(self, place: Tensor) -> Tensor:
         return at_least_float32(self.rows.values[place])

@@ -26,6 +26,7 @@ from llmrec_pl.models.feature_paths import (
 from llmrec_pl.models.frozen import Storage
 from llmrec_pl.models.layers import ByFeature, MaskedRows, MaskToken, draw_mask
 from llmrec_pl.models.lean_paths import choose_path
+from llmrec_pl.sparse_operator import take_rows
 
 Propagation = Literal["auto", "plain"]
 Regulariser = Literal["l2", "inverted"]
@@ -263,9 +264,9 @@ class LLMRec(Recommender):
             users.append(user)
             items.append(item)
         if asked.user is not None:
-            users = [x[asked.user] for x in users]
+            users = [take_rows(x, asked.user) for x in users]
         if asked.item is not None:
-            items = [*(x[asked.item] for x in items[:-1]), items[-1]]
+            items = [*(take_rows(x, asked.item) for x in items[:-1]), items[-1]]
         return Representations(torch.stack(users).mean(dim=0), torch.stack(items).mean(dim=0))
 
     def _encode_features(self, asked: Asked) -> dict[str, Propagated]:
@@ -325,7 +326,8 @@ class LLMRec(Recommender):
 
     def _bpr(self, user: Tensor, item: Tensor, triplets: Triplets) -> Tensor:
         u, i, j = triplets
-        return losses.pruned_bpr_loss(user[u], item[i], item[j], self.prune_rate, self.prune_keep)
+        rows = take_rows(user, u), take_rows(item, i), take_rows(item, j)
+        return losses.pruned_bpr_loss(*rows, self.prune_rate, self.prune_keep)
 
     def _draw_masks(self) -> dict[str, Tensor]:
         if not (self.training and self.mask):

@@ -85,11 +85,12 @@ def test_table_3_is_complete():
     }
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_mixed_precision_trains(small_data, precision):
-    more = ("--trainer.precision", precision)
-    cli = fit(small_data, CONFIGS / "ml-100k.yaml", more=more)
+@pytest.mark.parametrize(("precision", "is_scaled"), [("bf16", False), ("fp16_cpu", True)])
+def test_mixed_precision_trains(small_data, precision, is_scaled):
+    overlay = CONFIGS / f"precision/{precision}.yaml"
+    cli = fit(small_data, CONFIGS / "ml-100k.yaml", overlay)
     assert all(p.isfinite().all() for p in cli.model.parameters())
+    assert (cli.trainer.precision_plugin.scaler is not None) is is_scaled
 
 
 def test_clipping_in_mixed_precision_names_the_fused_optimizer(small_data):
