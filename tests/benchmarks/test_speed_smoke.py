@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import evaluation, processes, sampler, startup
+from benchmarks import compiling, evaluation, processes, sampler, startup
 from llmrec_pl.data.triplets import TripletBatch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,3 +139,21 @@ def test_a_process_of_its_own_has_a_peak_of_its_own() -> None:
 def test_a_failed_measurement_ends_the_benchmark() -> None:
     with pytest.raises(SystemExit, match=r"benchmarks\.nothing"):
         processes.apart("benchmarks.nothing")
+
+
+# The compiler.
+
+
+def test_models_are_timed_without_and_with_the_compiler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.compile", lambda losses, **_: losses)  # takes half a minute
+    found = compiling.measure("mf", 0.01, 2)
+    assert found["plain_s"] > 0
+    assert found["compiled_s"] > 0
+    broken = {"model": "x", "plain_s": 0.1, "compiled_error": "E: no"}
+    quick = found | {"plain_s": 0.2, "compiled_s": 0.1, "plain_start_s": 0, "compiled_start_s": 9}
+    compiling.show([quick, broken])
+    said = capsys.readouterr().out
+    assert "90 steps" in said
+    assert "fails" in said
