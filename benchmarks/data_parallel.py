@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.memory import resident_mib
 from benchmarks.trials import write_json
 from llmrec_pl.configs import read_yaml
 
@@ -269,14 +270,6 @@ def clock(folder: Path, batch_size: int) -> L.Callback:
             write_json(folder / f"rank{trainer.global_rank}.json", spent)
 
     return Clock()
-
-
-def resident_mib(key: str) -> float:
-    """Return resident memory now (VmRSS) or at its peak (VmHWM); 0 where Linux does not say."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    found = [int(line.split()[1]) / 1024 for line in lines if line.startswith(key)]
-    return found[0] if found else 0.0
 
 
 def reset_peak() -> None:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from benchmarks.processes import apart, console, cpu_seconds, machine, peak_gib
+from benchmarks.memory import peak_gib
+from benchmarks.processes import apart, console, cpu_seconds, machine
 from benchmarks.synthetic import (
     NETFLIX_EDGES,
     NETFLIX_ITEMS,

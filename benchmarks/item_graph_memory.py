@@ -25,7 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.processes import peak_gib
+from benchmarks.memory import peak_gib
 from benchmarks.trials import write_json
 
 if TYPE_CHECKING:

@@ -13,25 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.large_graph_tasks import TASKS, run_task
+from benchmarks.processes import apart, console, machine
 from benchmarks.synthetic import write_folder
 from benchmarks.trials import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ROOT = Path(__file__).parents[1]
 USERS = (10_000, 100_000, 1_000_000)
 ITEMS_A_USER, EDGES_A_USER = 0.3, 20
 MOST_GROWTH = 1.5
@@ -50,12 +45,13 @@ def main() -> None:
     for size in sizes:
         folder = write_folder(args.work / "-".join(map(str, size)), *size)
         for task in args.tasks:
-            measured = apart(task, folder, args)
+            wanted = ["--task", task, "--data", str(folder), "--batch-size", str(args.batch_size)]
+            measured = apart("benchmarks.large_graph", *wanted, "--seconds", str(args.seconds))
             names = dict(zip(("users", "items", "edges"), size, strict=True))
             records.append({"task": task, **names, **measured})
             print(f"{size[0]:>9,} users  {task:<16} {one_line(measured)}", flush=True)
     found = {
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()},
+        "machine": machine(),
         "batch_size": args.batch_size,
         "records": records,
         "growth": growth(records),
@@ -89,18 +85,6 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def apart(task: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Run a task in a process of its own, on one thread."""
-    command = [sys.executable, "-m", "benchmarks.large_graph", "--task", task, "--data"]
-    command += [str(folder), "--batch-size", str(args.batch_size), "--seconds", str(args.seconds)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
-    run = subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
-    measured: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return measured
-
-
 def one_line(measured: dict[str, Any]) -> str:
     """Say what a task took."""
     times = "  ".join(f"{name} {1e3 * value:,.1f} ms" for name, value in measured["cpu_s"].items())
@@ -132,7 +116,7 @@ def _added(record: dict[str, Any]) -> float:
 
 def show(records: Sequence[dict[str, Any]], grown: Sequence[dict[str, Any]]) -> None:
     """Print one row a task and size, and one a growth."""
-    console = Console(width=None if Console().is_terminal else 120)
+    out = console()
     table = Table(title="CPU of one thread; total is of a step, of the set-up, of 1,000 users")
     for column in ("task", "users", "items", "edges", "total ms", "peak GiB"):
         table.add_column(column, justify="left" if column == "task" else "right")
@@ -140,7 +124,7 @@ def show(records: Sequence[dict[str, Any]], grown: Sequence[dict[str, Any]]) -> 
         sizes = [f"{r[name]:,}" for name in ("users", "items", "edges")]
         total = f"{1e3 * r['cpu_s']['total']:,.1f}"
         table.add_row(r["task"], *sizes, total, f"{r['peak_gib']:.2f}")
-    console.print(table)
+    out.print(table)
     table = Table(title="growth from one size to the next, in times")
     for column in ("task", "users", "edges", "CPU", "memory", "limit", "ok"):
         table.add_column(column, justify="left" if column == "task" else "right")
@@ -151,7 +135,7 @@ def show(records: Sequence[dict[str, Any]], grown: Sequence[dict[str, Any]]) -> 
         fine = limit is None or g["cpu"] <= limit
         shown = "" if limit is None else f"{limit:.2f}"
         table.add_row(g["task"], name, *values, shown, "yes" if fine else "NO")
-    console.print(table)
+    out.print(table)
 
 
 def limit_of(grown: dict[str, Any]) -> float | None:

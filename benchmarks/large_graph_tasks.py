@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.processes import peak_gib
+from benchmarks.memory import peak_gib
 
 if TYPE_CHECKING:
     from collections.abc import Callable

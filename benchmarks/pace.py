@@ -6,9 +6,9 @@ Standard library only: the worker in RecBole's environment imports it too.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import IO
 
 
@@ -18,10 +18,11 @@ class Pace:
     Args:
         orders: where lines come from; its end stops the process.
         reports: where lines go.
+        peak_gib: returns the peak of this process's memory.
     """
 
-    def __init__(self, orders: IO[str], reports: IO[str]) -> None:
-        self.orders, self.reports = orders, reports
+    def __init__(self, orders: IO[str], reports: IO[str], peak_gib: Callable[[], float]) -> None:
+        self.orders, self.reports, self.peak_gib = orders, reports, peak_gib
 
     def wait(self) -> None:
         """Wait for the order to begin, and start the clocks."""
@@ -39,7 +40,7 @@ class Pace:
             "cpu_seconds": time.process_time() - self.cpu,
             "wall_seconds": time.perf_counter() - self.wall,
             "recall@20": score,
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mib": 1024 * self.peak_gib(),
         }
         print(json.dumps(report), file=self.reports, flush=True)
         self.wait()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -62,17 +61,6 @@ def cpu_seconds(work: Callable[[], object], repeats: int = 1) -> float:
         work()
         spent.append(time.process_time() - start)
     return min(spent)
-
-
-def peak_gib() -> float:
-    """Return the highest resident memory of this process so far, in GiB."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not `ru_maxrss`, which a process inherits from the one that started it.
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        return int(lines["VmHWM"].split()[0]) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def machine() -> dict[str, Any]:

@@ -27,6 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import comparison, recbole_side
+from benchmarks.memory import peak_gib
 from benchmarks.pace import Pace
 from benchmarks.quality_ml100k import prepare
 from benchmarks.trials import Budget, Trial, write_json
@@ -53,7 +54,7 @@ class _Paced(L.Callback):
     """Ends an epoch after its evaluation, the last of what Lightning does in it."""
 
     def __init__(self) -> None:
-        self.pace = Pace(sys.stdin, sys.stdout)
+        self.pace = Pace(sys.stdin, sys.stdout, peak_gib)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.pace.wait()

@@ -151,9 +151,10 @@ def run(job: dict[str, Any]) -> None:
     training, evaluation = _Clock(trainer, "_train_epoch"), _Clock(trainer, "_valid_epoch")
     best = _Best(trainer)
     if job.get("paced"):
-        from pace import Pace  # beside this file, which runs as a script
+        from memory import peak_gib  # beside this file, which runs as a script
+        from pace import Pace
 
-        pace = Pace(sys.stdin, sys.stdout)
+        pace = Pace(sys.stdin, sys.stdout, peak_gib)
         pace.wait()
         trainer.fit(
             train,

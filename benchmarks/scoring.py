@@ -24,11 +24,7 @@ USERS_AT_ONCE = 1024
 
 def masked_items(dataset: InteractionDataset, split: Split) -> sp.csr_array:
     """Return what is removed from the ranking: train, and at test also validation."""
-    if split == "val":
-        return dataset.train
-    seen = sp.csr_array(dataset.train + dataset.val)
-    seen.sort_indices()
-    return seen
+    return dataset.train if split == "val" else dataset.known_items()
 
 
 def evaluate_vectors(

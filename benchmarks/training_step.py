@@ -22,7 +22,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.processes import apart, console, machine, peak_gib
+from benchmarks.memory import peak_gib
+from benchmarks.processes import apart, console, machine
 from benchmarks.training_step_report import PARTS, plot, show
 from benchmarks.trials import write_json
 

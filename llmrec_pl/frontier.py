@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmrec_pl.sparse_operator import take_rows
+from llmrec_pl.tensors import take_rows
 
 if TYPE_CHECKING:
     from llmrec_pl.sparse_operator import RowEntries, SparseOperator
@@ -169,4 +170,4 @@ def _relabelled(entries: RowEntries | None, below: _Held) -> RowEntries | None:
     """Let columns count among the nodes that the layer below holds."""
     if entries is None or below.ids is None:
         return entries
-    return entries._replace(columns=below.place(entries.columns))
+    return dataclasses.replace(entries, columns=below.place(entries.columns))

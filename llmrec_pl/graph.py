@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from llmrec_pl.edges import edges_to_csr, is_sorted
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.frontier import Frontier
-from llmrec_pl.sparse_operator import RowEntries, SparseOperator, TransposedOperator, take_rows
+from llmrec_pl.sparse_operator import RowEntries, SparseOperator, TransposedOperator
+from llmrec_pl.tensors import at_least_float32, take_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +30,6 @@ __all__ = [
     "RowEntries",
     "SparseOperator",
     "WeightedBipartiteGraph",
-    "at_least_float32",
     "normalise",
     "segment_softmax",
     "weighted_sum",
@@ -348,8 +348,3 @@ def _offsets(row: NDArray[np.int64], n_rows: int) -> NDArray[np.int64]:
     """Return where each row's entries begin among the sorted ones, ``[n_rows]``."""
     count = np.bincount(row, minlength=n_rows)
     return np.concatenate([[0], np.cumsum(count)[:-1]]).astype(np.int64)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Widen half-precision values; float64 stays."""
-    return x if x.dtype == torch.float64 else x.float()

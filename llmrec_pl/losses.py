@@ -9,14 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmrec_pl.errors import ConfigError
+from llmrec_pl.tensors import at_least_float32
 
 PruneKeep = Literal["hardest", "easiest"]
 _ROWS_PER_CANDIDATE = 64
-
-
-def _full_precision(x: Tensor) -> Tensor:
-    """Widen half-precision values, whose sums over a batch would be coarse."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def inner_product(user: Tensor, item: Tensor) -> Tensor:
@@ -37,7 +33,7 @@ def candidate_scores(user: Tensor, rows: Tensor, place: Tensor) -> Tensor:
         place: row of each candidate, int64 ``[n, m]``.
     """
     with torch.autocast(user.device.type, enabled=False):
-        user, rows = _full_precision(user), _full_precision(rows)
+        user, rows = at_least_float32(user), at_least_float32(rows)
         if len(rows) <= _ROWS_PER_CANDIDATE * place.shape[1]:
             return (user @ rows.T).gather(1, place)
         return inner_product(user.unsqueeze(1), rows[place])
@@ -58,7 +54,7 @@ def bpr_log_likelihood(user: Tensor, pos_item: Tensor, neg_item: Tensor) -> Tens
         Log likelihoods in nats, ``[n]``, float32 or wider also under autocast.
     """
     # One inner product instead of two.
-    user, pos_item, neg_item = (_full_precision(x) for x in (user, pos_item, neg_item))
+    user, pos_item, neg_item = (at_least_float32(x) for x in (user, pos_item, neg_item))
     return F.logsigmoid(inner_product(user, pos_item - neg_item))
 
 
@@ -125,7 +121,7 @@ def sampled_softmax_loss(positive: Tensor, negative: Tensor, temperature: float)
     Returns:
         A scalar in nats; finite for finite `positive`.
     """
-    positive, negative = _full_precision(positive), _full_precision(negative)
+    positive, negative = at_least_float32(positive), at_least_float32(negative)
     scores = torch.cat([positive.unsqueeze(1), negative], dim=1) / temperature
     return -scores.log_softmax(dim=1)[:, 0].mean()
 
@@ -146,13 +142,13 @@ def cosine_contrastive_loss(
         margin: m.
         negative_weight: w.
     """
-    positive, negative = _full_precision(positive), _full_precision(negative)
+    positive, negative = at_least_float32(positive), at_least_float32(negative)
     pushed = (negative - margin).clamp(min=0.0).mean(dim=1)
     return (1.0 - positive + negative_weight * pushed).mean()
 
 
 def _squared_norm(*tensors: Tensor) -> Tensor:
-    return torch.stack([_full_precision(t).square().sum() for t in tensors]).sum()
+    return torch.stack([at_least_float32(t).square().sum() for t in tensors]).sum()
 
 
 def l2_loss(*rows: Tensor) -> Tensor:
@@ -210,7 +206,7 @@ def restoration_loss(restored: Tensor, target: Tensor, gamma: float) -> Tensor:
     """
     if len(restored) == 0:
         return restored.sum()
-    cosine = F.cosine_similarity(_full_precision(restored), _full_precision(target), dim=-1)
+    cosine = F.cosine_similarity(at_least_float32(restored), at_least_float32(target), dim=-1)
     return (1.0 - cosine).clamp(min=0.0).pow(gamma).mean()
 
 
@@ -261,7 +257,7 @@ def two_view_contrast_loss(view: Tensor, other: Tensor, temperature: float) -> T
         A scalar in nats; takes memory in n squared, so n is a batch.
     """
     with torch.autocast(view.device.type, enabled=False):
-        v = F.normalize(_full_precision(view), dim=1)
-        o = F.normalize(_full_precision(other), dim=1)
+        v = F.normalize(at_least_float32(view), dim=1)
+        o = F.normalize(at_least_float32(other), dim=1)
         loss: Tensor = _TwoViewContrast.apply(v, o, temperature)  # type: ignore[no-untyped-call]
     return loss

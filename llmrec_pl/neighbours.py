@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmrec_pl.errors import ConfigError
-from llmrec_pl.graph import SparseOperator, at_least_float32
+from llmrec_pl.graph import SparseOperator
+from llmrec_pl.tensors import at_least_float32
 
 _BLOCK = 64
 """Width to which products are padded where equal inputs must give equal bits."""

@@ -138,6 +138,13 @@ def takes_sparse_gradients(optimizer: Optimizer) -> bool:
     return isinstance(optimizer, (SGD, Adagrad, SparseAdam)) and not reads_all
 
 
+def _is_refused(model: Recommender, optimizer: Optimizer) -> bool:
+    """Return whether SparseAdam, which takes no dense gradient, would meet one."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding) and m.sparse}
+    others = any(id(p) not in tables for p in model.parameters())
+    return isinstance(optimizer, SparseAdam) and others
+
+
 def check_gradients(model: Recommender, optimizer: Optimizer, backend: str | None = None) -> None:
     """Refuse an optimizer that does not fit the gradients of a model.
 
@@ -165,6 +172,11 @@ def check_gradients(model: Recommender, optimizer: Optimizer, backend: str | Non
         raise ConfigError(
             f"`sparse_gradients` of {name}: it reads its whole tables in every step, so their "
             f"gradients are dense; {off}."
+        )
+    if _is_refused(model, optimizer):
+        raise ConfigError(
+            f"SparseAdam cannot train {name}, which has parameters besides its tables: use "
+            "llmrec_pl.optimizers.LazyAdamW."
         )
     if not takes_sparse_gradients(optimizer):
         raise ConfigError(

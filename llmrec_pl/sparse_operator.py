@@ -6,9 +6,10 @@ distributed training. The only torch.sparse call site.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -22,22 +23,8 @@ _WIDENED_ROWS = 128
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
 
 
-def take_rows(x: Tensor, rows: Tensor | None) -> Tensor:
-    """Return ``x[rows]``, or x for None, with the fastest backward pass there is.
-
-    On a CPU that of `index_select` takes a third of the time of that of `F.embedding`, and half
-    that of indexing; on a GPU `F.embedding` sums in a fixed order.
-
-    Args:
-        x: ``[n, d]``.
-        rows: int64 ``[m]``, repeats allowed.
-    """
-    if rows is None:
-        return x
-    return x.index_select(0, rows) if x.device.type == "cpu" else F.embedding(rows, x)
-
-
-class RowEntries(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowEntries:
     """The entries of some rows of a sparse matrix, row after row.
 
     Attributes:
@@ -50,6 +37,7 @@ class RowEntries(NamedTuple):
     columns: Tensor
     weight: Tensor
     indptr: Tensor
+    _turned: dict[int, RowEntries] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def gather(self, x: Tensor) -> Tensor:
         """Return each row's weighted sum of ``x[columns]``, ``[n_rows, d]``, in the weights' type.
@@ -80,7 +68,15 @@ class RowEntries(NamedTuple):
         return self.flipped(n_columns).gather(x)
 
     def flipped(self, n_columns: int) -> RowEntries:
-        """Return the entries in the order of their columns: those of the transpose."""
+        """Return the entries in the order of their columns: those of the transpose.
+
+        They are kept, for all gradients that go through these entries.
+        """
+        if n_columns not in self._turned:
+            self._turned[n_columns] = self._flip(n_columns)
+        return self._turned[n_columns]
+
+    def _flip(self, n_columns: int) -> RowEntries:
         n_rows = len(self.indptr) - 1
         # SciPy knows no half precision.
         if self.columns.device.type == "cpu" and self.weight.itemsize >= 4:
@@ -214,8 +210,11 @@ class SparseOperator(nn.Module):
         Returns:
             ``[n_out, d]`` in the dtype of the weights.
         """
+        return self.scatter(x, self.entries(columns, transpose=True))
+
+    def scatter(self, x: Tensor, entries: RowEntries) -> Tensor:
+        """Return what `columns` does, by entries cut out of the transpose beforehand."""
         with torch.autocast(x.device.type, enabled=False):
-            entries = self.entries(columns, transpose=True)
             x = x.to(entries.weight.dtype)
             product: Tensor = _Scatter.apply(x, entries, self.shape[0])  # type: ignore[no-untyped-call]
         return product

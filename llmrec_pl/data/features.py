@@ -210,6 +210,11 @@ def check_feature(feature: Feature, n_rows: int, where: object) -> None:
             f"feature {feature.name!r} in {str(where)!r} has shape {feature.values.shape} for "
             f"{feature.n_rows} rows; expected 2 dimensions and {n_rows} {feature.side}s."
         )
+    if n_rows and not len(feature.values):
+        raise DatasetError(
+            f"feature {feature.name!r} in {str(where)!r} has no row: none of the {n_rows} "
+            f"{feature.side}s is known; leave it out."
+        )
     if (
         feature.index is not None
         and len(feature.index)

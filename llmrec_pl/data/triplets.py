@@ -24,6 +24,8 @@ OBSERVED, LLM = 0, 1
 
 # First word of every key: separates the streams that one seed feeds.
 _PERMUTATION, _GLOBAL_BATCH, _RANK_BATCH = 1, 2, 3
+_MOST_ROUNDS = 64
+"""Of drawing negatives again, in which a user who has met nine tenths of all items is done."""
 _MOST_MARKED = 1 << 26
 """Pairs of users and items of which a bit each is kept: up to 8 MiB, which a cache holds."""
 
@@ -215,11 +217,17 @@ class TripletSampler:
     def _negatives(self, user: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
         negative = random.integers(self.n_items, size=len(user))
         todo = np.arange(len(user))
-        while True:
+        for _ in range(_MOST_ROUNDS):
             todo = todo[self._has_met(user[todo], negative[todo])]
             if not len(todo):
                 return negative
             negative[todo] = random.integers(self.n_items, size=len(todo))
+        # Users who have met nearly everything: draw among what is left.
+        for place in todo[self._has_met(user[todo], negative[todo])]:
+            met = self.items[self.indptr[user[place]] : self.indptr[user[place] + 1]]
+            rest = np.delete(np.arange(self.n_items), met)
+            negative[place] = rest[random.integers(len(rest))]
+        return negative
 
     def _has_met(self, user: NDArray[np.int64], item: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return for each pair whether it is a train interaction.

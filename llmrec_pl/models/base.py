@@ -35,7 +35,7 @@ from llmrec_pl.models.ranking_steps import RankingSteps
 from llmrec_pl.models.ranking_steps import Representations as Representations  # for authors
 from llmrec_pl.optimizers import check_gradients, clip_sparse, process_backend
 from llmrec_pl.sharding import clip_sharded, full, shard_tables
-from llmrec_pl.sparse_operator import take_rows
+from llmrec_pl.tensors import take_rows
 
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 SchedulerCallable = Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler]

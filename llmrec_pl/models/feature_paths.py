@@ -8,17 +8,18 @@ the other side, ``O = A P``, and back to its own, ``S = B O``. `PlainPath` does 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
 from llmrec_pl.data.features import Feature, Side
-from llmrec_pl.graph import BipartiteGraph, at_least_float32
+from llmrec_pl.graph import BipartiteGraph
 from llmrec_pl.models.layers import FeatureTable, MaskedRows
-from llmrec_pl.sparse_operator import take_rows
+from llmrec_pl.tensors import at_least_float32, take_rows
 
 MaskSpace = Literal["projected", "raw", "none"]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +30,25 @@ class Asked:
         user: users asked for, int64 ``[n]``; None for all.
         item: items asked for, int64 ``[m]``; None for all.
         masked: distinct masked nodes of each side; empty where nothing is masked.
+        restored: whether masked nodes are to be restored, which needs their rows and targets.
     """
 
     user: Tensor | None = None
     item: Tensor | None = None
     masked: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    restored: bool = True
+    _shared: dict[Hashable, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def rows(self, side: Side) -> Tensor | None:
         """Return the rows asked for on one side."""
         return self.user if side == "user" else self.item
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return what does not depend on the feature, computed for the first that asks."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        found: T = self._shared[key]
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +58,10 @@ class Propagated:
     Attributes:
         user: of the users asked for, ``[n, d]``.
         item: of the items asked for, ``[m, d]``.
-        at_masked: of the masked nodes with a known feature, ``[k, d]``; None without masks.
+        at_masked: of the masked nodes with a known feature, ``[k, d]``; None where nothing is
+            masked or restored.
         target: their rows before masking, projected ``[k, d]`` or raw ``[k, dim]``, without
-            gradient; None without masks.
+            gradient; None where `at_masked` is.
         squared_norm: computes the squared norm of all users' and items' rows, a scalar.
     """
 
@@ -112,7 +124,8 @@ class PlainPath(FeaturePath):
         other = self.to_other(rows)
         own = self.back(other)
         user, item = (own, other) if self.side == "user" else (other, own)
-        known = None if masked is None else self.table.known(masked)
+        restored = asked.restored and masked is not None
+        known = self.table.known(masked) if restored and masked is not None else None
         return Propagated(
             take_rows(user, asked.user),
             take_rows(item, asked.item),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llmrec_pl.data.features import Feature, release
+from llmrec_pl.errors import ConfigError
 from llmrec_pl.models.frozen import FrozenRows, NonZeroRows, Source, Storage
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BLOCK_ROWS, _BLOCK_COLUMNS = 4096, 256
+_MOST_FLOAT16 = float(np.finfo(np.float16).max)
 
 
 def stored_rows(
@@ -30,8 +32,17 @@ def stored_rows(
     width = len(range(*columns.indices(feature.dim)))
     rows = np.empty((len(feature.values), width), dtype=storage)
     for start, block in _blocks(feature):
-        rows[start : start + len(block)] = block[:, columns]
+        rows[start : start + len(block)] = _checked(block[:, columns], storage, feature)
     return rows
+
+
+def _checked(values: NDArray[Any], storage: Storage, feature: Feature) -> NDArray[Any]:
+    if storage == "float16" and values.size and np.abs(values).max() > _MOST_FLOAT16:
+        raise ConfigError(
+            f"feature {feature.name!r} holds numbers beyond {_MOST_FLOAT16:,.0f}, the largest of "
+            "float16: set `model.init_args.feature_storage: float32`, or scale the feature."
+        )
+    return values
 
 
 def mean_row(feature: Feature) -> tuple[Tensor, float]:
@@ -75,12 +86,14 @@ def propagated_rows(
         storage: the type in which they are kept.
     """
     filled = filled_rows(operators[-1])
+    share = _product(operators, np.ones(len(feature.values), dtype=np.float32))[filled]
+    divisor = np.where(share > 0, share, 1)[:, None]
     rows = np.empty((int(filled.sum()), feature.dim), dtype=storage)
     for start in range(0, feature.dim, _BLOCK_COLUMNS):
         columns = slice(start, start + _BLOCK_COLUMNS)
-        rows[:, columns] = _product(operators, stored_rows(feature, columns=columns))[filled]
-    share = _product(operators, np.ones(len(feature.values), dtype=np.float32))
-    stored = FrozenRows(rows, share[filled])
+        sums = _product(operators, stored_rows(feature, columns=columns))[filled]
+        rows[:, columns] = _checked(sums / divisor, storage, feature)
+    stored = FrozenRows(rows, share)
     return stored if filled.all() else NonZeroRows(stored, filled)
 
 
@@ -90,19 +103,19 @@ def _product(operators: Sequence[sp.csr_array], x: NDArray[np.float32]) -> NDArr
     return x
 
 
-def gram(source: Source) -> Tensor:
+def gram_of(source: Source) -> Tensor:
     """Return ``X' X`` of stored rows, the bias's share as last column, ``[dim + 1, dim + 1]``.
 
     Blocks are multiplied in float32 and summed in float64.
     """
     stored = source.rows if isinstance(source, NonZeroRows) else source
     assert isinstance(stored, FrozenRows)
-    assert stored.share is not None
-    rows, share = stored.values.numpy(), stored.share.numpy()
+    assert stored.scale is not None
+    rows, scale = stored.values.numpy(), stored.scale.numpy()[:, None]
     total = np.zeros((rows.shape[1] + 1,) * 2)
     for start in range(0, len(rows), _BLOCK_ROWS):
         part = slice(start, start + _BLOCK_ROWS)
-        block = np.column_stack([rows[part].astype(np.float32), share[part]])
+        block = np.column_stack([rows[part].astype(np.float32) * scale[part], scale[part]])
         total += block.T @ block
     return torch.from_numpy(total.astype(np.float32))
 

@@ -42,16 +42,6 @@ class Source(nn.Module):
             projection: from ``dim`` to d.
             index: int64 ``[m]``; None for all rows.
         """
-        rows, share = self._product(projection.weight, index), self._bias_share(index)
-        bias = projection.bias if share is None else torch.outer(share, projection.bias)
-        return rows + bias.to(rows.dtype)
-
-    def _product(self, weight: Tensor, index: Tensor | None) -> Tensor:
-        """Return some rows times ``weight.T``, ``[m, d]``."""
-        raise NotImplementedError
-
-    def _bias_share(self, index: Tensor | None) -> Tensor | None:
-        """Return how much of the bias each of some rows carries, ``[m]``; None for all of it."""
         raise NotImplementedError
 
 
@@ -143,25 +133,29 @@ class FrozenRows(Source):
 
     Args:
         values: float32 or float16 ``[n, dim]``; their memory is shared.
-        share: how much of the bias each row carries, ``[n]``; None for all of it.
+        scale: by which each row, and its bias, is multiplied after projection, ``[n]``. A row of
+            sums over a graph is so kept as their mean, which is in the range of float16.
     """
 
     values: Tensor
-    share: Tensor | None
+    scale: Tensor | None
 
-    def __init__(self, values: NDArray[Any], share: NDArray[np.float32] | None = None) -> None:
+    def __init__(self, values: NDArray[Any], scale: NDArray[np.float32] | None = None) -> None:
         super().__init__()
         self.n_rows, self.dim = values.shape
         self.register_buffer("values", torch.from_numpy(values), persistent=False)
         self.register_buffer(
-            "share", None if share is None else torch.from_numpy(share), persistent=False
+            "scale", None if scale is None else torch.from_numpy(scale), persistent=False
         )
 
-    def _product(self, weight: Tensor, index: Tensor | None) -> Tensor:
-        return read_and_project(weight, self.values, index)
-
-    def _bias_share(self, index: Tensor | None) -> Tensor | None:
-        return self.share if self.share is None or index is None else self.share[index]
+    def project(self, projection: nn.Linear, index: Tensor | None = None) -> Tensor:
+        """Return some rows after projection; see `Source.project`."""
+        rows = read_and_project(projection.weight, self.values, index)
+        rows = rows + projection.bias.to(rows.dtype)
+        if self.scale is None:
+            return rows
+        scale = self.scale if index is None else self.scale[index]
+        return rows * scale.unsqueeze(1)
 
 
 class NonZeroRows(Source):
@@ -183,6 +177,9 @@ class NonZeroRows(Source):
     def project(self, projection: nn.Linear, index: Tensor | None = None) -> Tensor:
         """Return some rows after projection; see `Source.project`."""
         place = self.place if index is None else self.place[index]
+        if place.device.type != "cpu":  # which would have to wait for the number of rows
+            rows = self.rows.project(projection, place.clamp(min=0))
+            return rows * (place >= 0).unsqueeze(1)
         stored = (place >= 0).nonzero().squeeze(1)
         rows = self.rows.project(projection, place[stored])
         return rows.new_zeros(len(place), rows.shape[1]).index_copy(0, stored, rows)
@@ -205,11 +202,13 @@ class MixedRows(Source):
         share = operator(torch.ones(operator.shape[1], 1)).squeeze(1)
         self.register_buffer("share", share, persistent=False)
 
-    def _product(self, weight: Tensor, index: Tensor | None) -> Tensor:
+    def project(self, projection: nn.Linear, index: Tensor | None = None) -> Tensor:
+        """Return some rows after projection; see `Source.project`."""
+        weight, share = projection.weight, self.share
         if index is None:
-            index = torch.arange(self.n_rows, device=weight.device)
-        # Kept for the backward pass: to sum them again would cost more than their memory.
-        return read_and_project(weight, self.operator.entries(index).gather(self.rows.values))
-
-    def _bias_share(self, index: Tensor | None) -> Tensor:
-        return self.share if index is None else self.share[index]
+            rows: Tensor = self.operator(read_and_project(weight, self.rows.values))
+        else:
+            # Kept for the backward pass: to sum them again would cost more than their memory.
+            read = self.operator.entries(index).gather(self.rows.values)
+            rows, share = read_and_project(weight, read), share[index]
+        return rows + torch.outer(share, projection.bias).to(rows.dtype)

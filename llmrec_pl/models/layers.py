@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from llmrec_pl.data.features import Feature, FeatureStore
 from llmrec_pl.errors import ConfigError
+from llmrec_pl.models.feature_products import stored_rows
 from llmrec_pl.models.frozen import read_and_project
-from llmrec_pl.sparse_operator import take_rows
+from llmrec_pl.tensors import take_rows
 
 MaskToken = Literal["learned", "mean"]
+_TOKEN_STD = 0.02
 
 
 class EmbeddingTable(nn.Embedding):
@@ -76,7 +78,7 @@ class FeatureTable(nn.Module):
 
     def __init__(self, feature: Feature, *, normalise: bool = False) -> None:
         super().__init__()
-        values = torch.from_numpy(feature.values.astype("float32", copy=True))
+        values = torch.from_numpy(stored_rows(feature))
         values = F.normalize(values, dim=1) if normalise else values
         self.register_buffer("values", values, persistent=False)
         index = None if feature.index is None else torch.from_numpy(feature.index.copy())
@@ -185,7 +187,11 @@ class MaskedRows(nn.Module):
 
     def __init__(self, dim: int, token: MaskToken) -> None:
         super().__init__()
-        self.token = nn.Parameter(torch.zeros(dim)) if token == "learned" else None
+        self.token: nn.Parameter | None = None
+        if token == "learned":
+            # Not zero: where all neighbours are masked, the propagated token is normalised.
+            self.token = nn.Parameter(torch.empty(dim))
+            nn.init.normal_(self.token, std=_TOKEN_STD)
 
     def forward(self, rows: Tensor, nodes: Tensor) -> Tensor:
         """Return the rows ``[n, dim]`` with those of `nodes` ``[m]`` replaced."""

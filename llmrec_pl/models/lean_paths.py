@@ -10,35 +10,35 @@ sum: nothing of theirs is kept, and none of it computed but the target of a mask
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmrec_pl.data.features import Feature
-from llmrec_pl.graph import BipartiteGraph, SparseOperator, at_least_float32
+from llmrec_pl.graph import BipartiteGraph, RowEntries, SparseOperator
 from llmrec_pl.models.feature_paths import (
     Asked,
     FeaturePath,
     MaskSpace,
     PlainPath,
     Propagated,
-    square_sum,
 )
 from llmrec_pl.models.feature_products import (
     entries_a_read,
     filled_rows,
-    gram,
+    gram_of,
     mean_row,
     propagated_rows,
     selection,
     stored_rows,
 )
-from llmrec_pl.models.frozen import FrozenRows, MixedRows, Storage
+from llmrec_pl.models.frozen import FrozenRows, MixedRows, Source, Storage
 from llmrec_pl.models.layers import MaskedRows
-from llmrec_pl.sparse_operator import take_rows
+from llmrec_pl.tensors import at_least_float32, take_rows
 
 Projector = Callable[[Tensor | None], Tensor]
 """Gives some distinct rows after projection, or all of them, in float32 or wider."""
@@ -46,17 +46,52 @@ _LONG_ROW = 8
 """Entries of a row of A above which it is stored: to sum it in every step would cost too much."""
 
 
+class _Masked(NamedTuple):
+    """The masked nodes of one side.
+
+    Attributes:
+        nodes: their ids, ``[k]``.
+        reached: where those with an edge stand among them.
+        lone: where the others do.
+        entries: those of the columns of A of the nodes with an edge.
+    """
+
+    nodes: Tensor
+    reached: Tensor
+    lone: Tensor
+    entries: RowEntries
+
+
+class _Wanted(NamedTuple):
+    """Rows of ``S = B O`` that are asked for.
+
+    Attributes:
+        rows: their ids; None for all.
+        entries: cuts those of B out.
+    """
+
+    rows: Tensor | None
+    entries: Callable[[], RowEntries]
+
+
 class _FrozenPath(FeaturePath):
-    """What the lean paths share: the order of the rows, and masks as a correction."""
+    """What the lean paths share: the order of the rows, masks as a correction, norms.
+
+    Args:
+        feature: the frozen matrix.
+        graph: the user-item graph.
+    """
 
     index: Tensor | None
     mean_row: Tensor
     linked: Tensor
+    gram: Tensor | None
 
     def __init__(self, feature: Feature, graph: BipartiteGraph) -> None:
         super().__init__(feature, graph)
         index = None if feature.index is None else torch.from_numpy(feature.index.copy())
         self.register_buffer("index", index, persistent=False)
+        self.is_complete = feature.n_missing == 0
         mean, self.known_share = mean_row(feature)
         self.register_buffer("mean_row", mean, persistent=False)
         linked = torch.from_numpy(filled_rows(self.back.matrix()))
@@ -72,32 +107,69 @@ class _FrozenPath(FeaturePath):
         self, projection: nn.Linear, asked: Asked, token: MaskedRows | None, space: MaskSpace
     ) -> Propagated:
         """Return what is asked for; see `FeaturePath.forward`."""
-        project = self._projector(projection)
-        squared_norm = partial(self._squared_norm, projection, project)
-        own_rows, other_rows = asked.rows(self.side), asked.rows(self.other)
-        masked = None if token is None else asked.masked.get(self.side)
-        if token is None or masked is None:
-            own, other = self._propagate(projection, project, own_rows, other_rows)
-            return self._result(own, other, squared_norm)
-        place, is_known = self._place(masked)
-        linked = self.linked[masked]
-        before = project(place[linked]) * is_known[linked].unsqueeze(1)
+        project, others = self._projector(projection), asked.rows(self.other)
+        squared_norm = partial(self._squared_norm, projection)
+        if token is None or self.side not in asked.masked:
+            rows = self._propagate(projection, project, self._wanted(asked), others)
+            return self._result(*rows, squared_norm)
+        masked = asked.once(("masked", self.side), partial(self._masked, asked))
+        place, is_known = self._place(masked.nodes)
+        before = project(place[masked.reached])
+        if is_known is not None:
+            before = before * is_known[masked.reached].unsqueeze(1)
         row = self._token_row(token, projection, space)
-        correction = self.to_other.columns(row - before, masked[linked])
-        known = masked[is_known]
+        correction = self.to_other.scatter(row - before, masked.entries)
+        if not asked.restored:
+            wanted = self._wanted(asked)
+            rows = self._propagate(projection, project, wanted, others, correction)
+            return self._result(*rows, squared_norm)
         with torch.no_grad():
-            if space == "raw":
-                target = self._raw(place[is_known])
-            else:
-                target = before.new_empty(len(masked), before.shape[1])
-                target[linked], target[~linked] = before, project(place[~linked])
-                target = target[is_known]
-        wanted = None if own_rows is None else torch.cat([own_rows, known])
-        own, other = self._propagate(projection, project, wanted, other_rows, correction)
-        if own_rows is None:
+            target = self._target(masked, place, is_known, before, project, space)
+        known = masked.nodes if is_known is None else masked.nodes[is_known]
+        wanted = self._wanted(asked, known)
+        own, other = self._propagate(projection, project, wanted, others, correction)
+        if wanted.rows is None:
             return self._result(own, other, squared_norm, take_rows(own, known), target)
-        own, at_masked = torch.split(own, [len(own_rows), len(known)])
+        own, at_masked = torch.split(own, [len(own) - len(known), len(known)])
         return self._result(own, other, squared_norm, at_masked, target)
+
+    def _masked(self, asked: Asked) -> _Masked:
+        nodes = asked.masked[self.side]
+        linked = self.linked[nodes]
+        reached, lone = (part.nonzero().squeeze(1) for part in (linked, ~linked))
+        return _Masked(nodes, reached, lone, self.to_other.entries(nodes[reached], transpose=True))
+
+    def _wanted(self, asked: Asked, known: Tensor | None = None) -> _Wanted:
+        """Return the rows asked for on the feature's own side, then some masked ones."""
+        rows = asked.rows(self.side)
+        # Features without unknown rows want the same.
+        key = self.side, known is not None, None if known is None or self.is_complete else id(self)
+        if rows is not None and known is not None:
+            both = torch.cat([rows, known])
+            rows = asked.once(("rows", *key), lambda: both)
+
+        def entries() -> RowEntries:
+            assert rows is not None
+            return asked.once(("entries", *key), lambda: self.back.entries(rows))
+
+        return _Wanted(rows, entries)
+
+    def _target(
+        self,
+        masked: _Masked,
+        place: Tensor,
+        is_known: Tensor | None,
+        before: Tensor,
+        project: Projector,
+        space: MaskSpace,
+    ) -> Tensor:
+        """Return the known masked rows before masking, ``[k, d]`` or ``[k, dim]``."""
+        if space == "raw":
+            return self._raw(place if is_known is None else place[is_known])
+        target = before.new_empty(len(place), before.shape[1])
+        target[masked.reached] = before
+        target[masked.lone] = project(place[masked.lone])
+        return target if is_known is None else target[is_known]
 
     def _result(
         self,
@@ -110,12 +182,12 @@ class _FrozenPath(FeaturePath):
         user, item = (own, other) if self.side == "user" else (other, own)
         return Propagated(user, item, at_masked, target, squared_norm)
 
-    def _place(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each node's row among the distinct ones, and whether it is known."""
+    def _place(self, nodes: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return each node's row among the distinct ones, and whether it is known, None for yes."""
         if self.index is None:
-            return nodes, torch.ones_like(nodes, dtype=torch.bool)
+            return nodes, None
         index = self.index[nodes]
-        return index.clamp(min=0), index >= 0
+        return (index, None) if self.is_complete else (index.clamp(min=0), index >= 0)
 
     def _token_row(self, token: MaskedRows, projection: nn.Linear, space: MaskSpace) -> Tensor:
         """Return what stands for a masked node after projection, ``[d]``."""
@@ -138,16 +210,31 @@ class _FrozenPath(FeaturePath):
         self,
         projection: nn.Linear,
         project: Projector,
-        own_rows: Tensor | None,
-        other_rows: Tensor | None,
+        wanted: _Wanted,
+        others: Tensor | None,
         correction: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return rows of S and of O, None asking for all of them."""
         raise NotImplementedError
 
-    def _squared_norm(self, projection: nn.Linear, project: Projector) -> Tensor:
+    def _back(self, other: Tensor, wanted: _Wanted) -> Tensor:
+        """Return the wanted rows of ``B`` times rows of the other side."""
+        if wanted.rows is not None:
+            return self.back.gather(other, wanted.entries())
+        rows: Tensor = self.back(other)
+        return rows
+
+    def _keep_gram(self, sources: Sequence[Source] | None) -> None:
+        gram = None if sources is None else torch.stack([gram_of(s) for s in sources]).sum(dim=0)
+        self.register_buffer("gram", gram, persistent=False)
+
+    def _squared_norm(self, projection: nn.Linear) -> Tensor:
         """Return the squared norm of all of S and O, without masks."""
-        raise NotImplementedError
+        assert self.gram is not None
+        # Sums over all edges are beyond float16.
+        with torch.autocast(projection.weight.device.type, enabled=False):
+            both = torch.cat([projection.weight, projection.bias.unsqueeze(1)], dim=1)
+            return ((both @ self.gram) * both).sum()
 
 
 class DistinctPath(_FrozenPath):
@@ -159,11 +246,18 @@ class DistinctPath(_FrozenPath):
         feature: the frozen matrix.
         graph: the user-item graph.
         storage: the type in which rows are kept.
+        normed: whether `Propagated.squared_norm` will be asked for.
     """
 
-    def __init__(self, feature: Feature, graph: BipartiteGraph, storage: Storage) -> None:
+    def __init__(
+        self, feature: Feature, graph: BipartiteGraph, storage: Storage, *, normed: bool = True
+    ) -> None:
         super().__init__(feature, graph)
         self.rows = FrozenRows(stored_rows(feature, storage))
+        first, back = self.spread.matrix(), self.back.matrix()
+        both = [[first], [first, back]] if normed else []
+        sources = [propagated_rows(feature, operators, "float32") for operators in both]
+        self._keep_gram(sources or None)
 
     def _projector(self, projection: nn.Linear) -> Projector:
         distinct = at_least_float32(self.rows.project(projection))
@@ -176,18 +270,13 @@ class DistinctPath(_FrozenPath):
         self,
         projection: nn.Linear,
         project: Projector,
-        own_rows: Tensor | None,
-        other_rows: Tensor | None,
+        wanted: _Wanted,
+        others: Tensor | None,
         correction: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         other = self.spread(project(None))
         other = other if correction is None else other + correction
-        own = self.back(other) if own_rows is None else self.back.rows(other, own_rows)
-        return own, take_rows(other, other_rows)
-
-    def _squared_norm(self, projection: nn.Linear, project: Projector) -> Tensor:
-        own, other = self._propagate(projection, project, None, None)
-        return square_sum(own) + square_sum(other)
+        return self._back(other, wanted), take_rows(other, others)
 
 
 class PropagatedPath(_FrozenPath):
@@ -203,8 +292,6 @@ class PropagatedPath(_FrozenPath):
         masked: whether masks apply.
         normed: whether `Propagated.squared_norm` will be asked for; it is not where masks apply.
     """
-
-    gram: Tensor | None
 
     def __init__(
         self,
@@ -225,8 +312,7 @@ class PropagatedPath(_FrozenPath):
         )
         self.own_rows = propagated_rows(feature, [first, back], storage)
         needed = normed and not masked
-        both = gram(self.other_rows) + gram(self.own_rows) if needed else None
-        self.register_buffer("gram", both, persistent=False)
+        self._keep_gram([self.other_rows, self.own_rows] if needed else None)
 
     def _projector(self, projection: nn.Linear) -> Projector:
         def project(place: Tensor | None) -> Tensor:
@@ -243,21 +329,15 @@ class PropagatedPath(_FrozenPath):
         self,
         projection: nn.Linear,
         project: Projector,
-        own_rows: Tensor | None,
-        other_rows: Tensor | None,
+        wanted: _Wanted,
+        others: Tensor | None,
         correction: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        own = at_least_float32(self.own_rows.project(projection, own_rows))
-        other = at_least_float32(self.other_rows.project(projection, other_rows))
+        own = at_least_float32(self.own_rows.project(projection, wanted.rows))
+        other = at_least_float32(self.other_rows.project(projection, others))
         if correction is None:
             return own, other
-        back = self.back(correction) if own_rows is None else self.back.rows(correction, own_rows)
-        return own + back, other + take_rows(correction, other_rows)
-
-    def _squared_norm(self, projection: nn.Linear, project: Projector) -> Tensor:
-        assert self.gram is not None
-        both = torch.cat([projection.weight, projection.bias.unsqueeze(1)], dim=1)
-        return ((both @ self.gram) * both).sum()
+        return own + self._back(correction, wanted), other + take_rows(correction, others)
 
 
 def choose_path(
@@ -287,4 +367,4 @@ def choose_path(
         return PlainPath(feature, graph, dropout)
     if rows_a_step + 2 * mask_rate * feature.n_rows < len(feature.values):
         return PropagatedPath(feature, graph, storage, masked=mask_rate > 0, normed=normed)
-    return DistinctPath(feature, graph, storage)
+    return DistinctPath(feature, graph, storage, normed=normed and mask_rate == 0)

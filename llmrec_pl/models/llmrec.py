@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from llmrec_pl.models.feature_paths import (
 from llmrec_pl.models.frozen import Storage
 from llmrec_pl.models.layers import ByFeature, MaskedRows, MaskToken, draw_mask
 from llmrec_pl.models.lean_paths import choose_path
-from llmrec_pl.sparse_operator import take_rows
+from llmrec_pl.tensors import take_rows
 
 Propagation = Literal["auto", "plain"]
 Regulariser = Literal["l2", "inverted"]
@@ -322,7 +322,7 @@ class LLMRec(Recommender):
         items = torch.cat([batch["pos_item"], batch["neg_item"]])
         item, item_place = torch.unique(items, return_inverse=True)
         triplets = Triplets(user_place, item_place[:n], item_place[n:])
-        return Asked(user, item, self._draw_masks()), triplets
+        return Asked(user, item, self._draw_masks(), restored=bool(self.decoder)), triplets
 
     def _bpr(self, user: Tensor, item: Tensor, triplets: Triplets) -> Tensor:
         u, i, j = triplets
@@ -349,7 +349,8 @@ class LLMRec(Recommender):
                 nothing = self.item_embedding.weight[:0]
                 terms.append(self.decoder[key](nothing).sum())
                 continue
-            restored = self.decoder[key](feature.at_masked)
+            decoder = cast("nn.Linear", self.decoder[key])
+            restored = decoder(feature.at_masked.to(decoder.weight.dtype))
             terms.append(losses.restoration_loss(restored, feature.target, self.restoration_gamma))
         return torch.stack(terms).sum()
 

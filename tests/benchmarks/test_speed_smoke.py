@@ -128,7 +128,7 @@ def test_commands_that_train_are_held_against_lightning_and_all_others_against_s
 
 def test_a_process_of_its_own_has_a_peak_of_its_own() -> None:
     ballast = np.ones(300 * 2**17)  # 300 MiB here are not the other process's
-    code = "import json; from benchmarks.processes import peak_gib; print(json.dumps(peak_gib()))"
+    code = "import json; from benchmarks.memory import peak_gib; print(json.dumps(peak_gib()))"
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

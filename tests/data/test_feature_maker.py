@@ -32,7 +32,7 @@ from llmrec_pl.data.feature_maker import (
     run_hash,
     store_feature,
 )
-from llmrec_pl.data.features import Feature, FeatureStore, deduplicate
+from llmrec_pl.data.features import Feature, FeatureStore, check_feature, deduplicate
 from llmrec_pl.errors import DatasetError
 
 IDS = [f"m{i + 1}" for i in range(6)]
@@ -332,6 +332,12 @@ def test_partials_of_other_features_stay(root):
     encode_inputs(LengthEncoder(), texts_of(3), root, "item_other")
     store_feature(root, Feature("text", "item", "modality", np.ones((6, 1), dtype=np.float32)))
     assert len(partials(root)) == 1
+
+
+def test_a_feature_of_which_no_row_is_known_is_refused():
+    nothing = Feature("x", "item", "modality", np.ones((0, 2), np.float32), np.full(6, -1))
+    with pytest.raises(DatasetError, match="'x'.*none of the 6 items is known"):
+        check_feature(nothing, 6, "here")
 
 
 def test_taken_name_needs_overwrite_which_removes_old_files(root):

@@ -246,6 +246,16 @@ def test_negatives_are_uniform_over_the_rest():
         assert chisquare(draws[user][~dense[user]]).pvalue > UNLIKELY
 
 
+def test_negatives_of_a_user_who_has_met_nearly_everything_are_uniform_over_the_rest():
+    dense = np.ones((1, 5000), dtype=bool)
+    left = [7, 2500, 4999]
+    dense[0, left] = False
+    batch = TripletSampler(csr(dense), 600, 3).batch(0, 0)
+    found, draws = np.unique(batch.neg_item, return_counts=True)
+    assert found.tolist() == left
+    assert chisquare(draws).pvalue > UNLIKELY
+
+
 def test_negatives_of_a_batch_are_independent():
     sampler = TripletSampler(csr(np.eye(2, 6)), 2, 0)
     draws = Counter()

@@ -4,11 +4,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import nn
 
 from llmrec_pl.data.dataset import InteractionDataset
 from llmrec_pl.data.features import Feature, FeatureStore
+from llmrec_pl.errors import ConfigError
 from llmrec_pl.graph import BipartiteGraph
 from llmrec_pl.models.feature_paths import Asked, PlainPath
 from llmrec_pl.models.frozen import FrozenRows
@@ -41,7 +43,8 @@ def problems(draw):
     masked = {}
     if draw(st.booleans()):
         masked = {side: torch.from_numpy(random.permutation(n)[: draw(st.integers(0, n))])}
-    asked = Asked(*(None if r is None else torch.tensor(r).long() for r in rows.values()), masked)
+    ids = (None if r is None else torch.tensor(r).long() for r in rows.values())
+    asked = Asked(*ids, masked, restored=draw(st.booleans()))
     return graph, feature, asked, random
 
 
@@ -54,6 +57,7 @@ def outcome(path, projection, token, space, asked, coefficients):
         values += [found.at_masked, found.target]
     else:
         assert found.target is None
+    if not asked.masked:
         values.append(found.squared_norm().reshape(1, 1))
     total = sum((v * coefficients[: len(v), : v.shape[1]]).sum() for v in values)
     gradients = torch.autograd.grad(total, parameters, allow_unused=True)
@@ -135,6 +139,61 @@ def test_projection_of_frozen_rows_reads_any_tile_alike(share_of_zero_gradients,
     torch.testing.assert_close(ours, plain)
 
 
+@pytest.mark.parametrize("way", [DistinctPath, PropagatedPath])
+def test_a_masked_neighbourhood_gives_a_new_token_the_gradient_of_the_plain_way(way):
+    users, n_items = 7, 5
+    edges = np.stack([np.arange(users), np.arange(users) % n_items])
+    graph = BipartiteGraph(edges, users, n_items)
+    values = np.random.default_rng(8).normal(size=(users, 40)).astype(np.float32)
+    feature = Feature("f", "user", "profile", values)
+    asked = Asked(masked={"user": torch.arange(users)})
+    projection, token = nn.Linear(40, 8), MaskedRows(8, "learned")
+    lean = way(feature, graph, "float32", **({"masked": True} if way is PropagatedPath else {}))
+    gradients = []
+    for path in (PlainPath(feature, graph), lean):
+        item = path(projection, asked, token, "projected").item
+        score = F.normalize(item, dim=1) @ torch.arange(8.0)
+        gradients.append(torch.autograd.grad(score.sum(), token.token)[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=0)
+    assert gradients[0].abs().max() < 1e4, "as large as its inverse length, not as 1 / eps"
+
+
+def test_float16_storage_holds_sums_beyond_its_range():
+    random = np.random.default_rng(6)
+    edges = np.stack(np.nonzero(random.random((60, 80)) < 0.6))
+    graph = BipartiteGraph(edges, 60, 80)  # norm "row": sums of some 36 numbers over 6
+    values = random.uniform(2e4, 6e4, size=(80, 8)).astype(np.float32)
+    feature = Feature("f", "item", "modality", values)
+    projection = nn.Linear(8, 4)
+    exact = PlainPath(feature, graph)(projection, Asked(), None, "none")
+    half = PropagatedPath(feature, graph, "float16", masked=False)
+    found = half(projection, Asked(), None, "none")
+    for name in ("user", "item"):
+        expected = getattr(exact, name)
+        scale = float(expected.detach().abs().max())
+        torch.testing.assert_close(getattr(found, name), expected, rtol=0, atol=2e-3 * scale)
+    too_large = Feature("f", "item", "modality", 2 * values)
+    for way in (DistinctPath, PropagatedPath):
+        more = {"masked": True} if way is PropagatedPath else {}
+        with pytest.raises(ConfigError, match=r"'f' holds numbers beyond 65,504"):
+            way(too_large, graph, "float16", **more)
+
+
+@pytest.mark.parametrize("way", [DistinctPath, PropagatedPath])
+def test_the_norm_of_a_large_graph_is_finite_under_float16_autocast(way):
+    everyone = np.stack(np.nonzero(np.ones((300, 300))))  # more edges than float16 counts
+    graph = BipartiteGraph(everyone, 300, 300)
+    values = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
+    feature = Feature("f", "item", "modality", values)
+    projection = nn.Linear(2, 2)
+    more = {"masked": False} if way is PropagatedPath else {}
+    ours = way(feature, graph, "float32", **more)(projection, Asked(), None, "none")
+    plain = PlainPath(feature, graph)(projection, Asked(), None, "none")
+    with torch.autocast("cpu", torch.float16):
+        found = ours.squared_norm()
+    torch.testing.assert_close(found, plain.squared_norm(), rtol=1e-4, atol=0)
+
+
 def test_rows_of_nodes_without_an_edge_are_not_stored():
     random = np.random.default_rng(5)
     edges = np.stack(np.nonzero(random.random((20, 30)) < 0.3))
@@ -149,9 +208,10 @@ def test_rows_of_nodes_without_an_edge_are_not_stored():
     assert (found[[1, 3]] != 0).all()
 
 
-def test_a_trained_model_is_the_same_on_every_way():
+@pytest.mark.parametrize("density", [0.15, 0.02])  # in the second, masks reach whole neighbourhoods
+def test_a_trained_model_is_the_same_on_every_way(density):
     random = np.random.default_rng(3)
-    edges = np.stack(np.nonzero(random.random((40, 60)) < 0.15))
+    edges = np.stack(np.nonzero(random.random((40, 60)) < density))
     dataset = InteractionDataset.from_edges("d", 40, 60, edges)
 
     def feature(name, side, group, n):
@@ -159,6 +219,9 @@ def test_a_trained_model_is_the_same_on_every_way():
 
     names = ("text", "item", "modality", 60), ("profile", "user", "profile", 40)
     features = [feature(*n) for n in (*names, ("year", "item", "attribute", 60))]
+    index = np.where(random.random(60) < 0.3, -1, random.integers(20, size=60))
+    rows = random.normal(size=(20, 7)).astype(np.float32)
+    features.append(Feature("director", "item", "attribute", rows, index))
     store = FeatureStore({f.name: f for f in features})
     ends = []
     for size, propagation in ((1024, "plain"), (1024, "auto"), (2, "auto")):

@@ -58,6 +58,14 @@ def test_a_model_with_sparse_gradients_takes_optimizers_that_do(toy_dataset, toy
         assert type(model.configure_optimizers()) is optimizer
 
 
+def test_sparse_adam_is_refused_where_a_model_has_more_than_tables(toy_dataset, toy_features):
+    model = VBPR(sparse_gradients=True)
+    model.build_seeded(toy_dataset, toy_features, seed=0)
+    model.optimizer = torch.optim.SparseAdam
+    with pytest.raises(ConfigError, match=r"SparseAdam cannot train VBPR.*LazyAdamW"):
+        model.configure_optimizers()
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [
