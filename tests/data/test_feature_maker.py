@@ -336,7 +336,7 @@ def test_partials_of_other_features_stay(root):
 
 def test_a_feature_of_which_no_row_is_known_is_refused():
     nothing = Feature("x", "item", "modality", np.ones((0, 2), np.float32), np.full(6, -1))
-    with pytest.raises(DatasetError, match="'x'.*none of the 6 items is known"):
+    with pytest.raises(DatasetError, match=r"'x'.*none of the 6 items is known"):
         check_feature(nothing, 6, "here")
 
 
