@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -153,13 +153,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path, map_location)
 
 
-class ResumeCheckpoint(L.Callback):
+class ResumeCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, from which training goes on as if it had never stopped.
 
     It is written at the end of every epoch, every `every_minutes` or `every_n_steps` within
     one, and after the step in which Ctrl-C or SIGTERM arrived; a second Ctrl-C stops at once.
     Parameters, optimizer state and validation metrics of a resumed run are those of an
     uninterrupted one, bit for bit.
+
+    As a `Checkpoint` it comes after all other callbacks, the selection of the best epoch included,
+    whose state it keeps.
 
     Within an epoch it is never written on the last step, where Lightning would lose the
     epoch's validation; the end of the epoch writes it.

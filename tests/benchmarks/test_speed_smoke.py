@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import compiling, evaluation, processes, sampler, startup
+from benchmarks import compiling, evaluation, memory, processes, sampler, startup
 from llmrec_pl.data.triplets import TripletBatch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,7 +132,7 @@ def test_a_process_of_its_own_has_a_peak_of_its_own() -> None:
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert processes.peak_gib() > ballast.nbytes / 2**30
+    assert memory.peak_gib() > ballast.nbytes / 2**30
     assert 0 < json.loads(run.stdout) < 0.2
 
 
