@@ -147,7 +147,8 @@ def cosine_contrastive_loss(
     return (1.0 - positive + negative_weight * pushed).mean()
 
 
-def _squared_norm(*tensors: Tensor) -> Tensor:
+def squared_norm(*tensors: Tensor) -> Tensor:
+    """Return the squared norm of all numbers of some tensors, a scalar in float32 or wider."""
     return torch.stack([at_least_float32(t).square().sum() for t in tensors]).sum()
 
 
@@ -160,7 +161,7 @@ def l2_loss(*rows: Tensor) -> Tensor:
     Args:
         rows: tensors ``[n, d]`` of equal n.
     """
-    return _squared_norm(*rows) / (2 * len(rows[0]))
+    return squared_norm(*rows) / (2 * len(rows[0]))
 
 
 def inverted_l2_loss(batch_size: int, *rows: Tensor) -> Tensor:
@@ -173,7 +174,7 @@ def inverted_l2_loss(batch_size: int, *rows: Tensor) -> Tensor:
         batch_size: B, observed triplets.
         rows: tensors ``[n, d]``.
     """
-    return torch.stack([1.0 / (2 * _squared_norm(r) + 1e-8) for r in rows]).sum() / batch_size
+    return torch.stack([1.0 / (2 * squared_norm(r) + 1e-8) for r in rows]).sum() / batch_size
 
 
 def feature_l2_loss(n_items: int, *squared_norms: Tensor) -> Tensor:

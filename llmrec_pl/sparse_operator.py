@@ -48,14 +48,14 @@ class RowEntries:
         if x.dtype == self.weight.dtype:
             return _bag(self.columns, x.contiguous(), self.indptr, self.weight)
         summed = x.new_empty(len(self.indptr) - 1, x.shape[1], dtype=self.weight.dtype)
-        for rows, entries in self._parts():
+        for rows, entries in self._blocks():
             read = x[self.columns[entries]].to(self.weight.dtype)
             place = torch.arange(len(read), dtype=self.indptr.dtype, device=x.device)
             offset = self.indptr[rows.start : rows.stop + 1] - entries.start
             summed[rows] = _bag(place, read, offset, self.weight[entries])
         return summed
 
-    def _parts(self) -> Iterator[tuple[slice, slice]]:
+    def _blocks(self) -> Iterator[tuple[slice, slice]]:
         """Yield rows with their entries, few enough for their widened columns to stay in cache."""
         n = len(self.indptr) - 1
         size = _WIDENED_ROWS if self.indptr.device.type == "cpu" else max(n, 1)

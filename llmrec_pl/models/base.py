@@ -78,7 +78,7 @@ class Recommender(RankingSteps):
         self.embedding_dim, self.l2_weight = embedding_dim, l2_weight
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self._built = False
-        self._logged: dict[tuple[str, ...], Tensor] = {}
+        self._logged: dict[str, Tensor] = {}
         self._n_logged = 0
 
     # What a model author writes.
@@ -221,19 +221,15 @@ class Recommender(RankingSteps):
 
     def _add_to_means(self, terms: Mapping[str, Tensor], n: int) -> None:
         # Lightning's own bookkeeping in each step takes as long as a small model's step does.
-        names = tuple(terms)
-        values = torch.stack([term.detach().float() for term in terms.values()]) * n
-        self._logged[names] = self._logged[names] + values if names in self._logged else values
         self._n_logged += n
+        for name, term in terms.items():
+            value = term.detach().float() * n
+            self._logged[name] = self._logged[name] + value if name in self._logged else value
 
     def on_train_epoch_end(self) -> None:
         """Log each term's mean over the epoch, or over what a resumed run saw of it."""
         several, n = self.trainer.world_size > 1, self._n_logged
-        means: dict[str, Tensor] = {}
-        for names, totals in self._logged.items():
-            for name, mean in zip(names, (totals / n).unbind(), strict=True):
-                key = f"train/{name}"
-                means[key] = means[key] + mean if key in means else mean
+        means = {f"train/{name}": total / n for name, total in self._logged.items()}
         self.log_dict(means, sync_dist=several, batch_size=max(n, 1))
         self._logged, self._n_logged = {}, 0
 

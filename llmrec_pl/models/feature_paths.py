@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
+from llmrec_pl import losses
 from llmrec_pl.data.features import Feature, Side
 from llmrec_pl.graph import BipartiteGraph
 from llmrec_pl.models.layers import FeatureTable, MaskedRows
-from llmrec_pl.tensors import at_least_float32, take_rows
+from llmrec_pl.tensors import take_rows
 
 MaskSpace = Literal["projected", "raw", "none"]
 T = TypeVar("T")
@@ -131,7 +133,7 @@ class PlainPath(FeaturePath):
             take_rows(item, asked.item),
             None if known is None else take_rows(own, known),
             None if known is None else target[known].detach(),
-            lambda: square_sum(own) + square_sum(other),
+            partial(losses.squared_norm, own, other),
         )
 
     def _project(
@@ -150,8 +152,3 @@ class PlainPath(FeaturePath):
         if token is None or masked is None:
             return rows, rows
         return token(rows, masked), rows
-
-
-def square_sum(x: Tensor) -> Tensor:
-    """Return the squared norm, a scalar."""
-    return at_least_float32(x).square().sum()

@@ -80,6 +80,7 @@ class _FrozenPath(FeaturePath):
     Args:
         feature: the frozen matrix.
         graph: the user-item graph.
+        rows: F, where a step reads it.
     """
 
     index: Tensor | None
@@ -87,8 +88,9 @@ class _FrozenPath(FeaturePath):
     linked: Tensor
     gram: Tensor | None
 
-    def __init__(self, feature: Feature, graph: BipartiteGraph) -> None:
+    def __init__(self, feature: Feature, graph: BipartiteGraph, rows: FrozenRows | None) -> None:
         super().__init__(feature, graph)
+        self.rows = rows
         index = None if feature.index is None else torch.from_numpy(feature.index.copy())
         self.register_buffer("index", index, persistent=False)
         self.is_complete = feature.n_missing == 0
@@ -107,31 +109,30 @@ class _FrozenPath(FeaturePath):
         self, projection: nn.Linear, asked: Asked, token: MaskedRows | None, space: MaskSpace
     ) -> Propagated:
         """Return what is asked for; see `FeaturePath.forward`."""
-        project, others = self._projector(projection), asked.rows(self.other)
-        squared_norm = partial(self._squared_norm, projection)
-        if token is None or self.side not in asked.masked:
-            rows = self._propagate(projection, project, self._wanted(asked), others)
-            return self._result(*rows, squared_norm)
-        masked = asked.once(("masked", self.side), partial(self._masked, asked))
-        place, is_known = self._place(masked.nodes)
-        before = project(place[masked.reached])
-        if is_known is not None:
-            before = before * is_known[masked.reached].unsqueeze(1)
-        row = self._token_row(token, projection, space)
-        correction = self.to_other.scatter(row - before, masked.entries)
-        if not asked.restored:
-            wanted = self._wanted(asked)
-            rows = self._propagate(projection, project, wanted, others, correction)
-            return self._result(*rows, squared_norm)
-        with torch.no_grad():
-            target = self._target(masked, place, is_known, before, project, space)
-        known = masked.nodes if is_known is None else masked.nodes[is_known]
+        project = self._projector(projection)
+        correction = known = target = at_masked = None
+        if token is not None and self.side in asked.masked:
+            masked = asked.once(("masked", self.side), partial(self._masked, asked))
+            place, is_known = self._place(masked.nodes)
+            before = project(place[masked.reached])
+            if is_known is not None:
+                before = before * is_known[masked.reached].unsqueeze(1)
+            row = self._token_row(token, projection, space)
+            correction = self.to_other.scatter(row - before, masked.entries)
+            if asked.restored:
+                known = masked.nodes if is_known is None else masked.nodes[is_known]
+                with torch.no_grad():
+                    target = self._target(masked, place, is_known, before, project, space)
         wanted = self._wanted(asked, known)
+        others = asked.rows(self.other)
         own, other = self._propagate(projection, project, wanted, others, correction)
-        if wanted.rows is None:
-            return self._result(own, other, squared_norm, take_rows(own, known), target)
-        own, at_masked = torch.split(own, [len(own) - len(known), len(known)])
-        return self._result(own, other, squared_norm, at_masked, target)
+        if known is not None and wanted.rows is None:
+            at_masked = take_rows(own, known)
+        elif known is not None:
+            own, at_masked = torch.split(own, [len(own) - len(known), len(known)])
+        user, item = (own, other) if self.side == "user" else (other, own)
+        squared_norm = partial(self._squared_norm, projection)
+        return Propagated(user, item, at_masked, target, squared_norm)
 
     def _masked(self, asked: Asked) -> _Masked:
         nodes = asked.masked[self.side]
@@ -139,18 +140,17 @@ class _FrozenPath(FeaturePath):
         reached, lone = (part.nonzero().squeeze(1) for part in (linked, ~linked))
         return _Masked(nodes, reached, lone, self.to_other.entries(nodes[reached], transpose=True))
 
-    def _wanted(self, asked: Asked, known: Tensor | None = None) -> _Wanted:
+    def _wanted(self, asked: Asked, known: Tensor | None) -> _Wanted:
         """Return the rows asked for on the feature's own side, then some masked ones."""
         rows = asked.rows(self.side)
-        # Features without unknown rows want the same.
-        key = self.side, known is not None, None if known is None or self.is_complete else id(self)
         if rows is not None and known is not None:
-            both = torch.cat([rows, known])
-            rows = asked.once(("rows", *key), lambda: both)
+            rows = torch.cat([rows, known])
+        # Features without unknown rows want the same.
+        key = "entries", self.side, None if known is None else self.is_complete or id(self)
 
         def entries() -> RowEntries:
             assert rows is not None
-            return asked.once(("entries", *key), lambda: self.back.entries(rows))
+            return asked.once(key, lambda: self.back.entries(rows))
 
         return _Wanted(rows, entries)
 
@@ -170,17 +170,6 @@ class _FrozenPath(FeaturePath):
         target[masked.reached] = before
         target[masked.lone] = project(place[masked.lone])
         return target if is_known is None else target[is_known]
-
-    def _result(
-        self,
-        own: Tensor,
-        other: Tensor,
-        squared_norm: Callable[[], Tensor],
-        at_masked: Tensor | None = None,
-        target: Tensor | None = None,
-    ) -> Propagated:
-        user, item = (own, other) if self.side == "user" else (other, own)
-        return Propagated(user, item, at_masked, target, squared_norm)
 
     def _place(self, nodes: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return each node's row among the distinct ones, and whether it is known, None for yes."""
@@ -204,7 +193,8 @@ class _FrozenPath(FeaturePath):
 
     def _raw(self, place: Tensor) -> Tensor:
         """Return some distinct rows as they are stored, ``[k, dim]``."""
-        raise NotImplementedError
+        assert self.rows is not None
+        return at_least_float32(self.rows.values[place])
 
     def _propagate(
         self,
@@ -252,19 +242,16 @@ class DistinctPath(_FrozenPath):
     def __init__(
         self, feature: Feature, graph: BipartiteGraph, storage: Storage, *, normed: bool = True
     ) -> None:
-        super().__init__(feature, graph)
-        self.rows = FrozenRows(stored_rows(feature, storage))
+        super().__init__(feature, graph, FrozenRows(stored_rows(feature, storage)))
         first, back = self.spread.matrix(), self.back.matrix()
         both = [[first], [first, back]] if normed else []
         sources = [propagated_rows(feature, operators, "float32") for operators in both]
         self._keep_gram(sources or None)
 
     def _projector(self, projection: nn.Linear) -> Projector:
+        assert self.rows is not None
         distinct = at_least_float32(self.rows.project(projection))
         return partial(take_rows, distinct)
-
-    def _raw(self, place: Tensor) -> Tensor:
-        return at_least_float32(self.rows.values[place])
 
     def _propagate(
         self,
@@ -302,13 +289,13 @@ class PropagatedPath(_FrozenPath):
         masked: bool,
         normed: bool = True,
     ) -> None:
-        super().__init__(feature, graph)
+        rows = FrozenRows(stored_rows(feature, storage)) if masked else None
+        super().__init__(feature, graph, rows)
         first, back = self.spread.matrix(), self.back.matrix()
-        self.rows = FrozenRows(stored_rows(feature, storage)) if masked else None
         self.other_rows = (
             propagated_rows(feature, [first], storage)
-            if self.rows is None or entries_a_read(first) > _LONG_ROW
-            else MixedRows(self.rows, self.spread)
+            if rows is None or entries_a_read(first) > _LONG_ROW
+            else MixedRows(rows, self.spread)
         )
         self.own_rows = propagated_rows(feature, [first, back], storage)
         needed = normed and not masked
@@ -320,10 +307,6 @@ class PropagatedPath(_FrozenPath):
             return at_least_float32(self.rows.project(projection, place))
 
         return project
-
-    def _raw(self, place: Tensor) -> Tensor:
-        assert self.rows is not None
-        return at_least_float32(self.rows.values[place])
 
     def _propagate(
         self,
