@@ -138,7 +138,7 @@ def takes_sparse_gradients(optimizer: Optimizer) -> bool:
     return isinstance(optimizer, (SGD, Adagrad, SparseAdam)) and not reads_all
 
 
-def _is_refused(model: Recommender, optimizer: Optimizer) -> bool:
+def _meets_dense_gradients(model: Recommender, optimizer: Optimizer) -> bool:
     """Return whether SparseAdam, which takes no dense gradient, would meet one."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding) and m.sparse}
     others = any(id(p) not in tables for p in model.parameters())
@@ -173,7 +173,7 @@ def check_gradients(model: Recommender, optimizer: Optimizer, backend: str | Non
             f"`sparse_gradients` of {name}: it reads its whole tables in every step, so their "
             f"gradients are dense; {off}."
         )
-    if _is_refused(model, optimizer):
+    if _meets_dense_gradients(model, optimizer):
         raise ConfigError(
             f"SparseAdam cannot train {name}, which has parameters besides its tables: use "
             "llmrec_pl.optimizers.LazyAdamW."

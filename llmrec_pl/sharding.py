@@ -23,8 +23,6 @@ from llmrec_pl.checkpoints import read_checkpoint
 from llmrec_pl.errors import ConfigError
 from llmrec_pl.models.layers import EmbeddingTable
 
-_SPLIT = nn.Embedding, EmbeddingTable
-
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.optim import Optimizer
@@ -80,10 +78,7 @@ def shard_tables(model: nn.Module, mesh: DeviceMesh) -> None:
         ConfigError: there is no table to split.
     """
     for module in model.modules():
-        # No subclass that looks rows up in a way of its own.
-        if not isinstance(module, nn.Embedding) or type(module) not in _SPLIT:
-            continue
-        if _can_split(module, mesh.size()):
+        if isinstance(module, nn.Embedding) and _can_split(module, mesh.size()):
             rows = distribute_tensor(module.weight.data, mesh, [Shard(0)], src_data_rank=None)
             local = DTensor.from_local(
                 rows.to_local().clone(),  # a view would keep the whole table in memory
@@ -104,7 +99,9 @@ def shard_tables(model: nn.Module, mesh: DeviceMesh) -> None:
 
 def _can_split(table: nn.Embedding, size: int) -> bool:
     n_rows = table.num_embeddings
-    plain = table.padding_idx is None and table.max_norm is None
+    # No subclass that looks rows up in a way of its own.
+    plain = type(table) in (nn.Embedding, EmbeddingTable)
+    plain = plain and table.padding_idx is None and table.max_norm is None
     return plain and (size - 1) * -(-n_rows // size) < n_rows
 
 
